@@ -1,0 +1,110 @@
+"""Frozen features of the clips of a corpus: the encoder's side of every probe.
+
+Knows how an encoder is read out, and reads each file once for all readers; never what is fitted to the numbers.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from cora import config
+from cora.measure.baselines import pixels
+from cora.measure.table import Table
+from cora.nets.hierarchy import build
+from cora.store import checkpoint
+from cora.store.weights import Pretrained
+from cora.train import initialise
+from cora.video.clips import views
+from cora.video.codec import VideoError
+from cora.video.ledger import Ledger
+from cora.video.manifest import Clip, Manifest
+
+Clips = UInt8[np.ndarray, "B T S S 3"]
+Reader = Callable[[Clips], Float[np.ndarray, "L B F"]]
+"""What a baseline or an encoder says of a batch of clips, level by level."""
+BATCH = 32
+
+
+def pooled(encoder: Pretrained) -> Reader:
+    """Returns the reader of a frozen encoder: normed latents of each level, averaged over space at each time step.
+
+    F is T' D, time first, so that a linear probe can tell what came before what.
+    """
+    t, h, w = encoder.model.grid
+
+    def read(video: Clips) -> Float[np.ndarray, "L B F"]:
+        z = np.asarray(encoder(video))
+        return z.reshape(*z.shape[:2], t, h * w, -1).mean(3).reshape(*z.shape[:2], -1)
+
+    return read
+
+
+def per_token(encoder: Pretrained) -> Reader:
+    """Returns the reader that keeps every token apart: F is N D."""
+    return lambda video: np.asarray(encoder(video)).reshape(encoder.model.levels, len(video), -1)
+
+
+def ordered_pixels(video: Clips) -> Float[np.ndarray, "1 B F"]:
+    """Returns the pixel baseline: eight ordered grey frames."""
+    return pixels(video)[None]
+
+
+def trained(path: Path) -> tuple[config.Pretrain, Pretrained]:
+    """Returns (config, frozen teacher encoder) of a run folder's latest checkpoint or of one step folder."""
+    settings = checkpoint.config_of(path)
+    hierarchy = build(settings.model)
+    _, state = checkpoint.read_state(path, jax.eval_shape(lambda: initialise(hierarchy, settings)))
+    return settings, Pretrained(settings.model, state.teacher)
+
+
+def untrained(settings: config.Pretrain) -> Pretrained:
+    """Returns the encoder with which this run began: the random baseline."""
+    return Pretrained(settings.model, build(settings.model).init(jax.random.key(settings.run.seed)).encoder)
+
+
+def tables(
+    readers: Mapping[str, Reader], source: Manifest, settings: config.Pretrain, ledger: Ledger
+) -> dict[str, Table]:
+    """Returns one table a reader, with a row for each readable clip of `source`; the others go to the ledger.
+
+    Every clip is cut without chance: one window, in the spacing of `settings.corpus`, the whole picture.
+    """
+    rows: list[Clip] = []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in readers}
+    for kept, video in _batches(source, settings, ledger):
+        rows += kept
+        for name, read in readers.items():
+            # The last batch is filled up so that nothing compiles twice.
+            whole = np.concatenate([video, np.repeat(video[-1:], BATCH - len(video), axis=0)])
+            parts[name].append(read(whole)[:, : len(video)])
+    if not rows:
+        raise ValueError(f"none of the {len(source.clips)} clips could be read; reasons are in {ledger.path}")
+    columns = {
+        "label": np.array([-1 if clip.label is None else clip.label for clip in rows]),
+        "group": np.array([clip.group for clip in rows]),
+        "split": np.array([clip.split for clip in rows]),
+        "path": np.array([str(clip.path) for clip in rows]),
+    }
+    return {name: Table(features=np.concatenate(part, axis=1), **columns) for name, part in parts.items()}
+
+
+def _batches(source: Manifest, settings: config.Pretrain, ledger: Ledger) -> Iterator[tuple[list[Clip], Clips]]:
+    model = settings.model
+
+    def cut(clip: Clip) -> np.ndarray | None:
+        try:
+            return views(clip.path, settings.corpus, frames=model.frames, size=model.size, count=1)[0]
+        except VideoError as error:
+            ledger.record(error)
+            return None
+
+    with ThreadPoolExecutor(settings.corpus.threads) as pool:
+        for first in range(0, len(source.clips), BATCH):
+            batch = source.clips[first : first + BATCH]
+            read = [(clip, video) for clip, video in zip(batch, pool.map(cut, batch), strict=True) if video is not None]
+            if read:
+                yield [clip for clip, _ in read], np.stack([video for _, video in read])

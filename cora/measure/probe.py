@@ -1,0 +1,292 @@
+"""Frozen evaluation: how well classes are read from features that no label has touched.
+
+A simple classifier (multinomial logistic regression, cosine nearest neighbours) is fitted to the training rows
+of a table and scored once on its test rows. Level and hyper-parameter are chosen on held-out training groups,
+so that no test row can influence them. This file is the only one that uses scikit-learn; it knows no video,
+no encoder and no file.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
+
+from cora.measure.table import Table, require
+
+Method = Literal["linear", "knn"]
+Number = int | float
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""C of the logistic regression (inverse strength of L2), strongest penalty first: it wins a tie."""
+TOLERANCE = 1e-3
+"""Steepest slope of the mean loss at which the logistic fit stops; 1e-4 takes three times as long for ± 0.005."""
+NEIGHBOURS = (20, 10, 5, 3, 1)
+"""k of the nearest neighbours, smoothest first: it wins a tie."""
+FOLDS = 5
+"""At most so many folds; with fewer training groups, one group is held out at a time."""
+TEST_SHARE = 0.3
+"""Of the rows, where the corpus has no split of its own."""
+RESAMPLES = 2000
+COMPONENTS = 128
+"""At most so many principal components are kept by `principal`."""
+
+
+class Score(NamedTuple):
+    """What one method reads from one table."""
+
+    accuracy: float
+    """On the test rows, at the chosen level."""
+    ci95: tuple[float, float]
+    ci_over: Literal["groups", "clips"]
+    """What the interval resamples; clips where there are fewer than three test groups."""
+    level: int
+    """Chosen on held-out training groups; from 0."""
+    per_level: tuple[float, ...]
+    """Test accuracy of each level at its own setting."""
+    settings: tuple[Number, ...]
+    """C or k of each level, chosen on held-out training groups."""
+    held_out: tuple[float, ...]
+    """Accuracy of each level on held-out training groups, at its setting."""
+
+
+# ------------------------------------------------------------------------------------------------ whole evaluations
+
+
+def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method] = ("linear", "knn"), *,
+          seed: int = 0) -> dict[str, Any]:
+    """Returns the evaluation of an encoder beside its own random initialisation and beside pixels, for JSON.
+
+    {method: {accuracy, ci95, ci_over, level, per_level, settings, held_out, random: {...}, pixels: {...}}, n_train,
+    n_test, groups, drawn_split}, where `groups` counts the named groups of the test rows and `drawn_split` says
+    that the corpus had no split. Pixels are read through their principal components. Raises ValueError as
+    `evaluate` does, and if the three tables are not of the same clips in the same order.
+    """
+    for name, other in (("random", random), ("pixels", pixels)):
+        for column in ("label", "group", "split"):
+            if not np.array_equal(getattr(trained, column), getattr(other, column)):
+                raise ValueError(f"the {name} table differs from the trained one in {column}: "
+                                 "all must hold the same clips in the same order")
+    report: dict[str, Any] = {}
+    for method in methods:
+        own, untrained = (_plain(evaluate(table, method, seed=seed)) for table in (trained, random))
+        floor = _plain(evaluate(pixels, method, seed=seed, prepare=principal))
+        report[method] = own | {"random": untrained, "pixels": floor}
+    split = settle_split(trained, seed).split
+    return report | {"n_train": int((split == "train").sum()), "n_test": int((split == "test").sum()),
+                     "groups": len(set(trained.group[split == "test"].tolist()) - {""}),
+                     "drawn_split": bool((trained.split == "").all())}
+
+
+def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare | None" = None) -> Score:
+    """Returns the test accuracy of `method`, with everything it has to choose chosen on training rows alone.
+
+    For each level, the setting with the best accuracy on held-out training groups is refitted on all training
+    rows; the level is chosen by the same held-out accuracy. `prepare` brings rows to a common scale, by default
+    `standardise`; it learns from the rows of each fit alone. Raises ValueError as `table.require` does, for an
+    unknown method, and if either split is empty or training has too few rows or classes to hold any out.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
+    table = settle_split(table, seed)
+    train, test = table.split == "train", table.split == "test"
+    label, group = table.label[train], table.group[train]
+    if len(np.unique(label)) < 2 or len(label) < 3:
+        raise ValueError(f"{len(label)} training clips in {len(np.unique(label))} class(es): "
+                         "to hold some out, at least 3 clips in 2 classes are needed")
+    fold = folds(label, group, seed)
+    predict, grid = METHODS[method]
+    if method == "knn":
+        grid = tuple(k for k in grid if k <= len(label) - np.bincount(fold).max())
+    # One thread: for products of a few hundred rows, a busy machine's threads wait on each other 100 times longer.
+    with threadpool_limits(1):
+        levels = [_level(x[train], label, fold, x[test], prepare or standardise, predict, grid)
+                  for x in table.features.astype(np.float64)]
+    settings, held_out, answers = zip(*levels, strict=True)
+    level = int(np.argmax(held_out))
+    right = np.stack(answers) == table.label[test]
+    ci95, ci_over = interval(right[level], table.group[test], seed)
+    accuracy = tuple(right.mean(1).tolist())
+    return Score(accuracy[level], ci95, ci_over, level, accuracy, settings, held_out)
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in score._asdict().items()}
+
+
+def _level(x: np.ndarray, label: np.ndarray, fold: np.ndarray, x_test: np.ndarray, prepare: "Prepare",
+           predict: "Predict", grid: tuple[Number, ...]) -> tuple[Number, float, np.ndarray]:
+    """Returns the chosen setting, its held-out accuracy, and its answers for the test rows."""
+    right = np.zeros((len(grid), len(label)), bool)
+    for held in range(fold.max() + 1):
+        out = fold == held
+        right[:, out] = predict(*prepare(x[~out], x[out]), label[~out], grid) == label[out]
+    accuracy = right.mean(1)
+    best = int(np.argmax(accuracy))
+    # The whole path up to the chosen setting, so that the last fit starts from where it started in the folds.
+    answers = predict(*prepare(x, x_test), label, grid[:best + 1])[-1]
+    return grid[best], float(accuracy[best]), answers
+
+
+# ------------------------------------------------------------------------------------------------------ preparations
+
+
+Prepare = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(rows to fit, rows to answer for) -> both, prepared by what the first alone can teach."""
+
+
+def standardise(fit: Float[np.ndarray, "m F"], rest: Float[np.ndarray, "r F"],
+                ) -> tuple[Float[np.ndarray, "m F"], Float[np.ndarray, "r F"]]:
+    """Returns both with the mean of `fit` taken away and divided by its deviation; constant columns become 0."""
+    mean, deviation = fit.mean(0), fit.std(0)
+    varies = deviation > 1e-9 * np.abs(fit).max(0)
+    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=varies)
+    return (fit - mean) * scale, (rest - mean) * scale
+
+
+def principal(fit: Float[np.ndarray, "m F"], rest: Float[np.ndarray, "r F"],
+              ) -> tuple[Float[np.ndarray, "m P"], Float[np.ndarray, "r P"]]:
+    """Returns both on the first P = min(COMPONENTS, m, F) principal components of `fit`, divided by one number.
+
+    For numbers of one unit, as pixels are: to give every pixel the same deviation would raise the noise of pixels
+    that hardly ever change to the height of those that tell classes apart.
+    """
+    mean = fit.mean(0)
+    fit, rest = rotate(fit - mean, rest - mean)
+    axes = PCA(min(COMPONENTS, *fit.shape), svd_solver="full").fit(fit)
+    fit, rest = axes.transform(fit), axes.transform(rest)
+    size = np.sqrt(np.square(fit).mean()) or 1.0
+    return fit / size, rest / size
+
+
+def rotate(fit: Float[np.ndarray, "m F"], rest: Float[np.ndarray, "r F"],
+           ) -> tuple[Float[np.ndarray, "m D"], Float[np.ndarray, "r D"]]:
+    """Returns both in an orthonormal basis of a space that holds every row of `fit`; D = min(m, F).
+
+    With fit^T = Q R, fit Q = R^T. The optimum of L2-regularised logistic regression is a combination of the rows
+    it is fitted to, so nothing outside their span matters, and a rotation changes neither penalty nor scores: the
+    predictions are those of all F numbers, at the cost of m. (Short of the optimum, by TOLERANCE, a few differ.)
+    """
+    if fit.shape[1] <= fit.shape[0]:
+        return fit, rest
+    basis, triangle = np.linalg.qr(fit.T)
+    return triangle.T, rest @ basis
+
+
+# ------------------------------------------------------------------------------------------------------- classifiers
+
+
+Predict = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[Number]], np.ndarray]
+"""(rows to fit, rows to answer for, labels, settings) -> answers [setting, row]."""
+
+
+def _linear(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Number]) -> np.ndarray:
+    if (label == label[0]).all():  # all that a fold of one class can teach
+        return np.full((len(grid), len(rest)), label[0])
+    fit, rest = rotate(fit, rest)
+    model = LogisticRegression(tol=TOLERANCE, max_iter=1000, warm_start=True)
+    answers = []
+    with warnings.catch_warnings():
+        # A fit that stops early is a valid classifier with a little more shrinkage, chosen and scored as it is.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for strength in grid:
+            answers.append(model.set_params(C=strength).fit(fit, label).predict(rest))
+    return np.stack(answers)
+
+
+def _knn(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Number]) -> np.ndarray:
+    # Votes are weighted by 1 / distance, else a tie would go to the class with the lowest number.
+    models = (KNeighborsClassifier(k, metric="cosine", weights="distance") for k in grid)
+    return np.stack([model.fit(fit, label).predict(rest) for model in models])
+
+
+METHODS: dict[str, tuple[Predict, tuple[Number, ...]]] = {"linear": (_linear, PENALTIES), "knn": (_knn, NEIGHBOURS)}
+
+
+# ----------------------------------------------------------------------------------------- groups, folds, intervals
+
+
+def units(group: np.ndarray) -> Int[np.ndarray, "n"]:
+    """Returns the number of the unit of each row, which is never divided: its group; or the row itself where it has
+    none, and for all rows where there is but one group."""
+    own = np.array([f"\0{i}" for i in range(len(group))])
+    if len(np.unique(group)) == 1:
+        return np.arange(len(group))
+    return np.unique(np.where(group == "", own, group), return_inverse=True)[1]
+
+
+def divide(label: Int[np.ndarray, "n"], group: np.ndarray, shares: Sequence[float], seed: int,
+           ) -> Int[np.ndarray, "n"]:
+    """Returns the part of each row: parts of about the given shares of every class, no unit in two of them.
+
+    Units go largest first (equals in an order from `seed`) to the part p where they add least to
+    sum_p sum_class count[p, class]^2 / (share[p] total[class]). No part stays empty that has the same share as
+    the others, if there are enough units.
+    """
+    unit = units(group)
+    classes, dense = np.unique(label, return_inverse=True)
+    counts = np.zeros((unit.max() + 1, len(classes)))
+    np.add.at(counts, (unit, dense), 1)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(1), kind="stable")]
+    total, share = counts.sum(0), np.asarray(shares, float)
+    filled, part = np.zeros((len(share), len(classes))), np.zeros(len(counts), int)
+    for one in order:
+        cost = (filled + counts[one] / 2) @ (counts[one] / total) / share
+        part[one] = np.lexsort((filled.sum(1) / share, cost.round(9)))[0]  # rounded: equal costs are ties
+        filled[part[one]] += counts[one]
+    return part[unit]
+
+
+def folds(label: Int[np.ndarray, "n"], group: np.ndarray, seed: int) -> Int[np.ndarray, "n"]:
+    """Returns the fold in which each training row is held out: at most FOLDS, groups whole, classes balanced."""
+    count = min(FOLDS, len(np.unique(units(group))))
+    return divide(label, group, [1.0] * count, seed)
+
+
+def split_rows(label: Int[np.ndarray, "n"], group: np.ndarray, seed: int) -> np.ndarray:
+    """Returns `train` or `test` for each row: TEST_SHARE of every class to test, as near as whole groups allow.
+
+    Raises ValueError if the corpus is too small to have both.
+    """
+    part = divide(label, group, [1 - TEST_SHARE, TEST_SHARE], seed)
+    if len(np.unique(part)) < 2:
+        raise ValueError(f"{len(label)} clips in {len(np.unique(units(group)))} groups cannot be split into train "
+                         "and test: some class needs clips in at least 2 groups")
+    return np.array(["train", "test"])[part]
+
+
+def settle_split(table: Table, seed: int) -> Table:
+    """Returns the table with a split in every row, drawn by `split_rows` where the corpus has none.
+
+    Raises ValueError as `table.require` does, and if no row is for training or none for testing.
+    """
+    require(table)
+    if (table.split == "").all():
+        return table._replace(split=split_rows(table.label, table.group, seed))
+    for name in ("train", "test"):
+        if not (table.split == name).any():
+            raise ValueError(f"no row has split {name!r}: name some, or leave the column empty to have one drawn")
+    return table
+
+
+def interval(right: Bool[np.ndarray, "n"], group: np.ndarray, seed: int,
+             ) -> tuple[tuple[float, float], Literal["groups", "clips"]]:
+    """Returns the 95 % interval of an accuracy by the percentile bootstrap, and what was resampled.
+
+    Whole groups are drawn with replacement, because clips of one group err together; with fewer than three
+    groups, or groups of one clip, clips are drawn (Field and Welsh, 2007: the cluster bootstrap).
+    """
+    unit = units(group)
+    clips = unit.max() + 1 < 3 or unit.max() + 1 == len(right)
+    unit = np.arange(len(right)) if clips else unit
+    size, hits = np.bincount(unit), np.bincount(unit, weights=right)
+    drawn = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), RESAMPLES)
+    low, high = np.quantile(drawn @ hits / (drawn @ size), [0.025, 0.975])
+    return (float(low), float(high)), "clips" if clips else "groups"

@@ -1,0 +1,84 @@
+"""Checkpoints: the training state, the data iterator's state and the config, saved together in one step folder.
+
+The only file that knows orbax. A step folder appears whole or not at all, so a run may be killed at any moment.
+"""
+
+from pathlib import Path
+from typing import TypeVar
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from cora import config
+
+State = TypeVar("State")
+
+
+class CheckpointError(ValueError):
+    """A folder holds no checkpoint, or that of another config; the message says what differs."""
+
+
+def config_of(path: Path) -> config.Pretrain:
+    """Returns the config of a run folder or of one of its step folders. Raises CheckpointError if there is none."""
+    for folder in (path, path.parent):
+        if (folder / "config.json").is_file():
+            return config.from_json(config.Pretrain, (folder / "config.json").read_text())
+    raise CheckpointError(f"{path}: not a run folder (no config.json); give the --workdir of a `cora pretrain`")
+
+
+def claim(workdir: Path, wanted: config.Pretrain) -> None:
+    """Makes `workdir` belong to this config, or raises CheckpointError with the fields in which it already differs.
+
+    Only what cannot change the result may differ: cadences of logging and saving, and the number of threads.
+    """
+    file = workdir / "config.json"
+    if file.is_file():
+        free = {"run.log_every", "run.save_every", "run.keep", "corpus.threads"}
+        differs = config.difference(config.from_json(config.Pretrain, file.read_text()), wanted)
+        bad = {name: values for name, values in differs.items() if name not in free}
+        if bad:
+            lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in bad.items()]
+            raise CheckpointError("\n".join([f"{workdir} belongs to another config; choose another --workdir:", *lines]))
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.part"
+    temporary.write_text(config.to_json(wanted))
+    temporary.replace(file)
+
+
+class Checkpoints:
+    """The step folders of one run."""
+
+    def __init__(self, workdir: Path, *, save_every: int = 1, keep: int = 2) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=save_every, create=True)
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+    def save(self, step: int, state: State, data: grain.DatasetIterator, *, force: bool = False) -> None:
+        """Saves if this step is due (or `force`). Call it before the next batch is drawn, or resuming skips one."""
+        if self._manager.latest_step() == step or not (force or self._manager.should_save(step)):
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(data))
+        self._manager.save(step, args=items, force=force)
+
+    def restore(self, like: State, data: grain.DatasetIterator) -> State | None:
+        """Returns the latest state in the shardings of `like` and sets `data` to where it stood; None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=grain.checkpoint.CheckpointRestore(data))
+        return self._manager.restore(step, args=items)["state"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.close()
+
+
+def read_state(path: Path, like: State) -> tuple[int, State]:
+    """Returns (step, state) of a run folder's latest checkpoint, or of one step folder."""
+    root, step = (path.parent, int(path.name)) if path.parent.name == "checkpoints" else (path / "checkpoints", None)
+    with ocp.CheckpointManager(root.absolute()) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or not root.is_dir():
+            raise CheckpointError(f"{path}: no checkpoint here; give the --workdir of a `cora pretrain` or a step folder")
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return step, manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]

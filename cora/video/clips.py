@@ -1,0 +1,153 @@
+"""Clips for training and for evaluation: which frames of a file, which part of the picture, in which order.
+
+Knows grain, and everything random about a clip; never a codec (that is codec.py), an array of JAX or a loss. The order
+and content of clips follow from manifest, corpus, sizes, seed and shard alone: not from threads, nor from which files
+proved unreadable before. Hence a saved iterator resumes exactly.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from cora.config import Corpus
+from cora.video import codec, pack
+from cora.video.ledger import CorpusError, Ledger
+from cora.video.manifest import Manifest
+from cora.video.source import Opened, Source, files, resize, shrink
+
+Video = UInt8[np.ndarray, "T S S 3"]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom of a crop in pixels of the frame."""
+
+
+def clips(
+    manifest: Manifest, corpus: Corpus, *, frames: int, size: int, batch: int, seed: int, ledger: Ledger,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.IterDataset:
+    """Returns an endless dataset of {"video": uint8 [B T S S 3], "label": int32 [B], "index": int32 [B]}.
+
+    `index` is the clip's place in the manifest and `label` -1 where there is none. Process i of n passes `shard` (i, n)
+    and has every n-th clip to itself. Every epoch is a new permutation; every visit cuts another clip. `iter` of the
+    dataset has `get_state` and `set_state`; the state depends on neither threads nor prefetching.
+
+    An unreadable file goes to the ledger and its place to another clip of the shard, drawn by that place's own random
+    numbers. While iterating, CorpusError is raised once more than `corpus.max_bad` of the files are unreadable.
+    """
+    number, shards = shard
+    if not 0 <= number < shards <= len(manifest.clips):
+        raise ValueError(f"shard = {shard!r}: must be (i, n) with 0 <= i < n <= {len(manifest.clips)} clips")
+    paths = [clip.path for clip in manifest.clips]
+    opened = pack.unpack(pack.pack(paths, pack.cache(), corpus.pack, corpus.threads)) if corpus.pack else files(paths)
+    places = range(number, len(paths), shards)
+
+    def cut(place: int, rng: np.random.Generator) -> dict[str, Any]:
+        index, video = _readable(opened, places, place, rng, ledger, partial(_cut, corpus, frames, size))
+        label = manifest.clips[index].label
+        return {"video": video, "label": np.int32(-1 if label is None else label), "index": np.int32(index)}
+
+    # Sliced before it is shuffled, so that the shards stay disjoint through all epochs.
+    own = grain.MapDataset.range(places.start, places.stop, places.step).seed(_seed(seed, number))
+    reading = grain.ReadOptions(num_threads=corpus.threads, prefetch_buffer_size=max(corpus.threads, 2 * batch))
+    return own.shuffle().repeat().random_map(cut).to_iter_dataset(reading).batch(batch, drop_remainder=True)
+
+
+def views(path: Path, corpus: Corpus, *, frames: int, size: int, count: int) -> UInt8[np.ndarray, "V T S S 3"]:
+    """Returns `count` clips of one file without chance: windows evenly spaced (one: the middle), the picture's centre.
+
+    Frames are spaced as `corpus.sampling` says; under `span` every window is the whole file, read at another phase.
+    The whole picture is resized where its aspect (or its reciprocal) lies within `corpus.crop_aspect`, as a full crop
+    in training is; a wider or taller picture is first cut to the nearest such aspect about its centre.
+    Raises codec.VideoError.
+    """
+    info = codec.inspect(path)
+    numbers = np.stack([_numbers(info, corpus, frames, (view + 0.5) / count, 1.0) for view in range(count)])
+    needed, where = np.unique(numbers, return_inverse=True)
+    video = codec.read(path, needed)
+    if corpus.pack:
+        video = shrink(video, corpus.pack)
+    box = _centre(video.shape[1], video.shape[2], corpus.crop_aspect)
+    return resize(video, box, size, size)[where.reshape(numbers.shape)]
+
+
+# ------------------------------------------------------------------------------------------------- one training clip
+
+
+def _seed(seed: int, number: int) -> int:
+    """Returns another seed for every shard: with one seed their crops would go in step."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
+def _readable(
+    opened: Source, places: range, place: int, rng: np.random.Generator, ledger: Ledger,
+    cut: Callable[[Opened, np.random.Generator], Video],
+) -> tuple[int, Video]:
+    """Returns (index, clip) of `place`, or of the first readable file in an order that this element's `rng` draws.
+
+    The ledger is only written to: were it asked which files to avoid, clips would depend on what was read before.
+    """
+    for index in chain([place], (places[int(i)] for i in _lazy_permutation(len(places), rng))):
+        try:
+            return index, cut(opened(index), rng)
+        except codec.VideoError as error:
+            ledger.record(error)
+    raise CorpusError(f"none of the {len(places)} files of this shard is readable; reasons are in {ledger.path}")
+
+
+def _lazy_permutation(count: int, rng: np.random.Generator) -> Iterator[int]:
+    """Yields a random order of `range(count)`, drawn only if somebody asks."""
+    yield from map(int, rng.permutation(count))
+
+
+def _cut(corpus: Corpus, frames: int, size: int, film: Opened, rng: np.random.Generator) -> Video:
+    """Returns one random clip: a window in time, one crop for all its frames, perhaps mirrored."""
+    numbers = _numbers(film.info, corpus, frames, rng.uniform(), rng.uniform(*corpus.span))
+    box = _crop(film.info.height, film.info.width, corpus.crop_scale, corpus.crop_aspect, rng)
+    mirrored = corpus.flip and rng.uniform() < 0.5
+    needed, where = np.unique(numbers, return_inverse=True)
+    video = resize(film.read(needed), box, size, size)[where]
+    return np.ascontiguousarray(video[:, :, ::-1]) if mirrored else video
+
+
+def _numbers(info: codec.VideoInfo, corpus: Corpus, frames: int, place: float, part: float) -> Int[np.ndarray, "T"]:
+    """Returns `floor(start + t step)` for t = 0 ... T-1, with `start = place * room`, place in [0, 1).
+
+    `step` in frames is `corpus.stride`, `info.fps / corpus.fps`, or for `span` the `part` of the file divided by T.
+    `room` is what remains of the file. Where it is too short for the window, its last frame is repeated.
+    """
+    steps = {"stride": corpus.stride, "fps": info.fps / corpus.fps, "span": part * info.frames / frames}
+    step = steps[corpus.sampling]
+    room = max(0.0, info.frames - (frames - 1) * step)
+    numbers = np.floor(place * room + np.arange(frames) * step).astype(np.int64)
+    return np.minimum(numbers, info.frames - 1)
+
+
+def _crop(
+    height: int, width: int, scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Returns a box of random area (fraction of the frame) and aspect (log-uniform), as Inception's training crop.
+
+    Where ten draws do not fit into the frame, it is the centre's largest box of a legal aspect. (Szegedy et al. 2015)
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, top, left + w, top + h
+    return _centre(height, width, aspect)
+
+
+def _centre(height: int, width: int, aspect: tuple[float, float]) -> Box:
+    """Returns the largest centred box whose aspect, or its reciprocal, lies within `aspect`."""
+    low, high = min(aspect[0], 1 / aspect[1]), max(aspect[1], 1 / aspect[0])
+    w, h = min(width, height * high), min(height, width / low)
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h

@@ -1,0 +1,145 @@
+"""A decoded cache: every file of a corpus decoded once, shrunk, and kept as plain bytes.
+
+Meant for short corpora that are read many times, where most decoding is of frames between a key frame and the ones
+wanted. A pack is a folder with `frames.u8` (all pictures end to end) and `index.json` (where each file's begin).
+Its name is a hash of the files' paths, sizes and times of change, so a changed corpus gets another pack.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from cora.video import codec
+from cora.video.source import Opened, Source, shrink
+
+FORMAT = 1
+"""Counts up whenever the bytes of a pack would change, so that older packs are not found."""
+STALE = 24 * 3600.0
+"""Seconds after which a half-built pack is taken for the remains of a killed process."""
+
+
+def cache() -> Path:
+    """Returns the folder where packs live: `cora/packs` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cora" / "packs"
+
+
+def pack(paths: Sequence[Path], folder: Path, side: int, threads: int = 2) -> Path:
+    """Returns the pack of these files below `folder`, built now if it is not there.
+
+    Every picture is shrunk to `side` pixels on its shorter side. Unreadable files are noted with their reason. Raises
+    OSError when the disk is too full. Two processes may build the same pack: the first to finish is kept.
+    """
+    done = folder / _name(paths, side)
+    if (done / "index.json").exists():
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    unfinished = Path(tempfile.mkdtemp(prefix=done.name + ".", suffix=".tmp", dir=folder))
+    try:
+        _build(paths, unfinished, side, threads)
+        if not done.exists():
+            try:
+                unfinished.rename(done)
+            except OSError:
+                if not (done / "index.json").exists():  # else another process was first, with the same bytes
+                    raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return done
+
+
+def unpack(folder: Path) -> Source:
+    """Returns the source that reads the pack in `folder`; files that were unreadable raise VideoError with its reason.
+
+    Raises ValueError if the pack's two files do not belong together.
+    """
+    entries = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    held = (folder / "frames.u8").stat().st_size
+    meant = sum(_bytes(entry) for entry in entries)
+    if held != meant:
+        raise ValueError(f"{folder}: holds {held} bytes of pictures where its index says {meant}; delete the folder")
+    pictures = np.memmap(folder / "frames.u8", np.uint8, "r") if held else np.zeros(0, np.uint8)
+    return partial(_open, entries, pictures)
+
+
+def _open(entries: list[dict[str, Any]], pictures: UInt8[np.ndarray, "bytes"], number: int) -> Opened:
+    entry = entries[number]
+    if "reason" in entry:
+        raise codec.VideoError(Path(entry["path"]), entry["reason"])
+    count, height, width = entry["frames"], entry["height"], entry["width"]
+    video = pictures[entry["start"] : entry["start"] + _bytes(entry)].reshape(count, height, width, 3)
+
+    def read(frames: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
+        return np.asarray(video[frames])
+
+    return Opened(codec.VideoInfo(count, entry["fps"], height, width, entry["codec"]), read)
+
+
+def _bytes(entry: dict[str, Any]) -> int:
+    return 0 if "reason" in entry else entry["frames"] * entry["height"] * entry["width"] * 3
+
+
+# ------------------------------------------------------------------------------------------------- building
+
+
+def _name(paths: Sequence[Path], side: int) -> str:
+    """Returns the hash of all that a pack's bytes depend on."""
+    digest = hashlib.sha256(f"{FORMAT} {side}".encode())
+    for path in paths:
+        try:
+            status = path.stat()
+            version = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            version = "missing"
+        digest.update(f"\0{path.absolute()}\0{version}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _build(paths: Sequence[Path], folder: Path, side: int, threads: int) -> None:
+    entries: list[dict[str, Any]] = []
+    start, chunk = 0, 8 * threads  # a chunk bounds how many decoded videos wait for the disk
+    with ThreadPoolExecutor(threads) as pool, (folder / "frames.u8").open("wb") as file:
+        for first in range(0, len(paths), chunk):
+            for entry, video in pool.map(partial(_shrunk, side), paths[first : first + chunk]):
+                if video is not None:
+                    entry["start"] = start
+                    _write(file.write, video, folder)
+                    start += video.nbytes
+                entries.append(entry)
+    (folder / "index.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+def _write(write: Callable[[Any], int], video: UInt8[np.ndarray, "T H W 3"], folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < 2 * video.nbytes + 2**28:  # leave the user's disk some air
+        raise OSError(f"{folder.parent}: the disk is too full for a pack ({free >> 20} MiB free); set corpus.pack to 0 "
+                      f"or a smaller side, or XDG_CACHE_HOME to a roomier disk")
+    write(np.ascontiguousarray(video).data)
+
+
+def _shrunk(side: int, path: Path) -> tuple[dict[str, Any], UInt8[np.ndarray, "T H W 3"] | None]:
+    try:
+        info = codec.inspect(path)
+        video = shrink(codec.read(path, np.arange(info.frames)), side)
+    except codec.VideoError as error:
+        return {"path": str(path), "reason": error.reason}, None
+    kept = info._replace(height=video.shape[1], width=video.shape[2])
+    return {"path": str(path), **kept._asdict()}, video
+
+
+def _sweep(folder: Path) -> None:
+    """Removes half-built packs that nobody can still be building."""
+    for unfinished in folder.glob("*.tmp"):
+        if time.time() - unfinished.stat().st_mtime > STALE:
+            shutil.rmtree(unfinished, ignore_errors=True)

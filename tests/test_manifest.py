@@ -1,0 +1,174 @@
+"""Every annotation format says the same of the same corpus, and what cannot be understood is refused with advice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cora.video.manifest import FORMATS, Clip, ManifestError, load, select
+
+
+def put(root: Path, **texts: str) -> Path:
+    """Writes files by path (`__` stands for `/`, `_dot_` for `.`) and returns the root."""
+    for name, text in texts.items():
+        path = root / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def ours(root: Path) -> Path:
+    put(root, manifest_dot_csv="path,label,class_name,group,split,trial\n"
+        "a/x 1.mp4,1,run,p1,train,7\na/y.mp4,0,hop,p2,test,7\na/z.mp4,,,,validation,7\n")
+    return root / "manifest.csv"
+
+
+def vjepa(root: Path) -> Path:
+    return put(root, train_dot_csv="a/x.mp4 1\n\na/y.mp4 0\n") / "train.csv"
+
+
+def vjepa_spaces(root: Path) -> Path:
+    return put(root, list_dot_txt="a/x 1.mp4::1\n/abs/y.mp4::0\n") / "list.txt"
+
+
+def ucf(root: Path) -> Path:
+    put(root, classInd_dot_txt="1 Hop\n2 Run\n", trainlist01_dot_txt="Run/v_Run_g08_c01.avi 2\n",
+        testlist01_dot_txt="Hop/v_Hop_g01_c02.avi\n", trainlist02_dot_txt="Hop/v_Hop_g01_c02.avi 1\n")
+    return root
+
+
+def hmdb(root: Path) -> Path:
+    put(root, hop_test_split1_dot_txt="h1.avi 1\nh2.avi 0\n", run_test_split1_dot_txt="r1.avi 2 \n",
+        run_test_split2_dot_txt="r1.avi 1\n")
+    return root
+
+
+def something(root: Path) -> Path:
+    rows = [{"id": "7", "template": "Holding [something]", "label": "holding a cup", "placeholders": ["a cup"]},
+            {"id": "9"}]
+    put(root, labels_dot_json='{"Dropping something": "0", "Holding something": "1"}',
+        validation_dot_json=json.dumps(rows))
+    return root / "validation.json"
+
+
+def kinetics(root: Path) -> Path:
+    put(root, k_dot_csv="label,youtube_id,time_start,time_end,split\nrun,abc,19,29,train\nhop,-x_y,0,10,validate\n",
+        run__abc_000019_000029_dot_mp4="")
+    return root / "k.csv"
+
+
+def tree(root: Path) -> Path:
+    return put(root, train__run__b_dot_mp4="", train__run__a_dot_MP4="", val__hop__c_dot_webm="", readme_dot_txt="")
+
+
+def class_tree(root: Path) -> Path:
+    return put(root, run__b_dot_mp4="", hop__a_dot_avi="", run___dot_hidden_dot_mp4="")
+
+
+def bare(root: Path) -> Path:
+    return put(root, b_dot_mp4="", a_dot_mkv="", notes_dot_txt="")
+
+
+def one_folder(root: Path) -> Path:
+    return put(root, clips__b_dot_mp4="", clips__a_dot_mkv="")
+
+
+RUN, HOP = (1, "run"), (0, "hop")
+EXPECTED = {
+    ours: [("a/x 1.mp4", *RUN, "p1", "train"), ("a/y.mp4", *HOP, "p2", "test"), ("a/z.mp4", None, "", "", "val")],
+    vjepa: [("a/x.mp4", 1, "1", "", "train"), ("a/y.mp4", 0, "0", "", "train")],
+    vjepa_spaces: [("a/x 1.mp4", 1, "1", "", ""), ("/abs/y.mp4", 0, "0", "", "")],
+    ucf: [("Run/v_Run_g08_c01.avi", 1, "Run", "g08", "train"), ("Hop/v_Hop_g01_c02.avi", 0, "Hop", "g01", "test")],
+    hmdb: [("hop/h1.avi", *HOP, "", "train"), ("run/r1.avi", *RUN, "", "test")],
+    something: [("7.webm", 1, "Holding something", "", "val"), ("9.webm", None, "", "", "val")],
+    kinetics: [("run/abc_000019_000029.mp4", *RUN, "abc", "train"), ("-x_y_000000_000010.mp4", *HOP, "-x_y", "val")],
+    tree: [("train/run/a.MP4", *RUN, "", "train"), ("train/run/b.mp4", *RUN, "", "train"),
+           ("val/hop/c.webm", *HOP, "", "val")],
+    class_tree: [("hop/a.avi", *HOP, "", ""), ("run/b.mp4", *RUN, "", "")],
+    bare: [("a.mkv", None, "", "", ""), ("b.mp4", None, "", "", "")],
+    one_folder: [("clips/a.mkv", None, "", "", ""), ("clips/b.mp4", None, "", "", "")],
+}
+
+
+@pytest.mark.parametrize("make", EXPECTED, ids=lambda make: make.__name__)
+def test_each_format_is_known_by_what_is_there(tmp_path, make):
+    manifest = load(make(tmp_path))
+    meant = [Clip(tmp_path / p, label, name, group or str(tmp_path / p), split)
+             for p, label, name, group, split in EXPECTED[make]]
+    assert list(manifest.clips) == meant
+    assert all(manifest.classes[c.label] == c.class_name for c in manifest.clips if c.label is not None)
+
+
+def test_every_format_of_the_table_is_tried_here(tmp_path):
+    made = [make(tmp_path / make.__name__) for make in EXPECTED]
+    first = {next(i for i, (fits, _) in enumerate(FORMATS) if fits(path)) for path in made}
+    assert first | {0} == set(range(len(FORMATS)))
+
+
+def test_a_folder_with_our_csv_is_read_by_it(tmp_path):
+    assert load(ours(tmp_path).parent) == load(tmp_path / "manifest.csv")
+
+
+def test_one_list_of_ucf_or_hmdb_chooses_its_split(tmp_path):
+    assert [c.path.name for c in load(ucf(tmp_path / "u") / "trainlist02.txt").clips] == ["v_Hop_g01_c02.avi"]
+    assert [(c.label, c.split) for c in load(hmdb(tmp_path / "h") / "run_test_split2.txt").clips] == [(0, "train")]
+
+
+REFUSED = {
+    "nothing is there": ({}, "no/such", "does not exist"),
+    "an empty list": ({"a_dot_csv": ""}, "a.csv", "no format fits"),
+    "one word a line": ({"a_dot_csv": "x.mp4\n"}, "a.csv", "no format fits"),
+    "a folder without videos": ({"a__b_dot_txt": ""}, "a", "no clip.*mp4"),
+    "a header and no row": ({"a_dot_csv": "path,label\n"}, "a.csv", "no clip"),
+    "a label in words": ({"a_dot_csv": "path,label\nx.mp4,1\ny.mp4,run\n"}, "a.csv", r"a\.csv:3: label 'run'"),
+    "a negative label": ({"a_dot_csv": "x.mp4 0\ny.mp4 -3\n"}, "a.csv", r"a\.csv:2: label '-3'"),
+    "a cell too few": ({"a_dot_csv": "path,label,split\nx.mp4,1\n"}, "a.csv", r"a\.csv:2: .*header \(3\)"),
+    "a cell too many": ({"a_dot_csv": "path,label\nx.mp4,1,2\n"}, "a.csv", r"a\.csv:2: .*header \(2\)"),
+    "an empty path": ({"a_dot_csv": "path,label\n,1\n"}, "a.csv", r"a\.csv:2: the path is empty"),
+    "a path with a space": ({"a_dot_csv": "x.mp4 1\ny z.mp4 1\n"}, "a.csv", r"a\.csv:2: .*path::label"),
+    "two names of a label": ({"a_dot_csv": "path,label,class_name\nx,1,a\ny,1,b\n"}, "a.csv", "label 1 is both"),
+    "UCF101 without numbers": ({"trainlist01_dot_txt": "Run/v.avi 1\n"}, "trainlist01.txt", "classInd.txt.*put it"),
+    "UCF101, unknown class": ({"classInd_dot_txt": "1 Run\n", "trainlist01_dot_txt": "Hop/v.avi 1\n"},
+                              "trainlist01.txt", r"trainlist01\.txt:1: class 'Hop'"),
+    "HMDB51, a fourth split": ({"run_test_split1_dot_txt": "r.avi 3\n"}, "run_test_split1.txt", r"split1\.txt:1: "),
+    "Something without numbers": ({"train_dot_json": "[]"}, "train.json", r"labels\.json.*put it"),
+    "Something, unknown template": ({"train_dot_json": '[{"id": "1", "template": "x"}]', "labels_dot_json": "{}"},
+                                    "train.json", "row 1: .*'x'"),
+    "broken JSON": ({"train_dot_json": "[{]", "labels_dot_json": "{}"}, "train.json", "is not JSON"),
+    "Kinetics with odd times": ({"k_dot_csv": "label,youtube_id,time_start,time_end,split\nrun,abc,?,9,train\n"},
+                                "k.csv", r"k\.csv:2: times"),
+    "folders of several depths": ({"a__x_dot_mp4": "", "b__y_dot_mp4": "", "z_dot_mp4": ""}, "", r"z\.mp4 .*move it"),
+    "folders too deep": ({"a__b__c_dot_mp4": "", "a__d__e_dot_mp4": ""}, "", "move it"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_understood_is_refused_with_its_place(tmp_path, case):
+    texts, name, message = REFUSED[case]
+    with pytest.raises(ManifestError, match=message):
+        load(put(tmp_path, **texts) / name)
+
+
+def test_a_list_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"x.mp4 1\n\xff\xfe\x00 1\n")
+    with pytest.raises(ManifestError, match="UTF-8"):
+        load(tmp_path / "a.csv")
+
+
+def test_select_keeps_one_split_and_the_classes(tmp_path):
+    manifest = load(ours(tmp_path))
+    chosen = select(manifest, "test")
+    assert [c.path.name for c in chosen.clips] == ["y.mp4"] and chosen.classes == manifest.classes
+    with pytest.raises(ManifestError, match=r"'nope'.*legal: test, train, val"):
+        select(manifest, "nope")
+
+
+def test_select_takes_all_of_a_corpus_without_splits(tmp_path):
+    manifest = load(bare(tmp_path))
+    assert select(manifest, "train") == manifest
+
+
+@pytest.mark.parametrize("word", ["", "na", "None", "nan"])
+def test_a_clip_without_a_group_is_its_own(tmp_path, word):
+    path = put(tmp_path, a_dot_csv=f"path,label,group\nx.mp4,0,{word}\ny.mp4,0,{word}\n") / "a.csv"
+    assert len({c.group for c in load(path).clips}) == 2

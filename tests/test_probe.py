@@ -1,0 +1,348 @@
+"""Laws of the frozen evaluation: what it may look at, what it must not change, what it refuses."""
+
+import itertools
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+from sklearn.linear_model import LogisticRegression
+
+from cora.measure import baselines, probe
+from cora.measure import table as tables
+from cora.measure.table import Table
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def toy(seed: int = 0, *, classes: int = 3, groups: int = 6, repeats: int = 4, width: int = 40,
+        signal: float = 8.0, levels: int = 1) -> Table:
+    """Gaussian classes; every group has `repeats` clips of each class, the last third of the groups is for testing."""
+    rng = np.random.default_rng(seed)
+    label = np.tile(np.repeat(np.arange(classes), repeats), groups)
+    number = np.repeat(np.arange(groups), classes * repeats)
+    centres = rng.normal(size=(classes, width))
+    centres *= signal / np.linalg.norm(centres, axis=1, keepdims=True)
+    features = centres[label] + rng.normal(size=(levels, len(label), width))
+    group = np.array([f"g{i}" for i in number])
+    split = np.where(number < groups - groups // 3, "train", "test")
+    order = rng.permutation(len(label))
+    return Table(features[:, order], label[order], group[order], split[order])
+
+
+# ------------------------------------------------------------------------------------------------------- accuracies
+
+
+@pytest.mark.parametrize("method", ["linear", "knn"])
+def test_separable_classes_are_read_perfectly(method: probe.Method) -> None:
+    score = probe.evaluate(toy(signal=20.0), method)
+    assert score.accuracy == 1.0 and score.ci95 == (1.0, 1.0) and score.held_out == (1.0,)
+
+
+@pytest.mark.parametrize("method", ["linear", "knn"])
+def test_shuffled_labels_are_read_at_chance(method: probe.Method) -> None:
+    table = toy(signal=20.0, groups=12)
+    accuracy = [probe.evaluate(table._replace(label=np.random.default_rng(s).permutation(table.label)), method).accuracy
+                for s in range(4)]
+    assert 0.2 < np.mean(accuracy) < 0.47  # 1/3; 192 test rows: four standard deviations
+
+
+def test_level_is_chosen_on_held_out_groups_and_every_level_is_reported() -> None:
+    noise, good = toy(3, signal=0.0, levels=2), toy(3, signal=20.0)
+    score = probe.evaluate(good._replace(features=np.concatenate([noise.features, good.features])), "linear")
+    assert score.level == 2 and score.accuracy == score.per_level[2] == 1.0
+    assert max(score.per_level[:2]) < 0.7 and len(score.settings) == 3
+
+
+def test_level_is_not_chosen_by_its_test_accuracy() -> None:
+    table = toy(signal=20.0, levels=2)
+    test = table.split == "test"
+    table.features[0, ~test] = np.random.default_rng(1).normal(size=(int((~test).sum()), 40))  # good on test rows only
+    table.features[1, test] = 0
+    assert probe.evaluate(table, "linear").level == 1
+
+
+@pytest.mark.parametrize("method", ["linear", "knn"])
+def test_test_rows_influence_no_choice(method: probe.Method) -> None:
+    table = toy(signal=3.0, levels=3)
+    test = np.flatnonzero(table.split == "test")
+    label, features = table.label.copy(), table.features.copy()
+    label[test] = np.random.default_rng(5).permutation(label[test])
+    features[:, test] = 1e3 * np.random.default_rng(6).normal(size=features[:, test].shape)
+    plain = probe.evaluate(table, method)
+    for changed in (table._replace(label=label), table._replace(features=features)):
+        other = probe.evaluate(changed, method)
+        assert (other.level, other.settings, other.held_out) == (plain.level, plain.settings, plain.held_out)
+        assert other.per_level != plain.per_level
+
+
+def test_held_out_accuracy_is_that_of_groups_left_out() -> None:
+    table = toy(signal=2.5)
+    train = table.split == "train"
+    x, label, group = table.features[0, train], table.label[train], table.group[train]
+    accuracy = []
+    for strength in probe.PENALTIES:
+        right = 0
+        for name in np.unique(group):
+            out = group == name
+            mean, deviation = x[~out].mean(0), x[~out].std(0)
+            model = LogisticRegression(C=strength, max_iter=1000).fit((x[~out] - mean) / deviation, label[~out])
+            right += (model.predict((x[out] - mean) / deviation) == label[out]).sum()
+        accuracy.append(right / len(label))
+    assert probe.evaluate(table, "linear").held_out[0] == pytest.approx(max(accuracy), abs=2 / len(label))
+
+
+def test_neighbours_vote_by_cosine() -> None:
+    table = toy(signal=2.5)
+    x, rest = probe.standardise(table.features[0, :40], table.features[0, 40:])
+    unit, other = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, rest))
+    nearest = np.argmax(other @ unit.T, axis=1)
+    assert np.array_equal(probe._knn(x, 7 * rest, table.label[:40], [1])[0], table.label[:40][nearest])
+
+
+# ----------------------------------------------------------------------------------------------------- preparations
+
+
+def test_rotation_into_the_span_keeps_every_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = toy(signal=3.0, width=300)
+    train = table.split == "train"
+    fit, rest = probe.standardise(table.features[0, train], table.features[0, ~train])
+    inside, outside = probe.rotate(fit, rest)
+    assert inside.shape == (train.sum(), train.sum()) and outside.shape == ((~train).sum(), train.sum())
+    np.testing.assert_allclose(inside @ inside.T, fit @ fit.T, atol=1e-9)
+    np.testing.assert_allclose(outside @ inside.T, rest @ fit.T, atol=1e-9)
+    for strength in (1e-3, 1.0):
+        full, small = (LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(x, table.label[train])
+                       for x in (fit, inside))
+        np.testing.assert_allclose(small.predict_proba(outside), full.predict_proba(rest), atol=1e-5)
+    monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
+    rotated = probe._linear(fit, rest, table.label[train], probe.PENALTIES)
+    monkeypatch.setattr(probe, "rotate", lambda fit, rest: (fit, rest))
+    assert np.array_equal(rotated, probe._linear(fit, rest, table.label[train], probe.PENALTIES))
+
+
+def test_scale_and_offset_of_a_column_change_nothing() -> None:
+    table = toy(signal=3.0)
+    rng = np.random.default_rng(2)
+    moved = table.features * rng.uniform(0.01, 100, 40) + rng.normal(size=40) * 10
+    dead = np.concatenate([moved, np.full((*moved.shape[:2], 2), 0.1)], axis=2)  # and constant columns carry nothing
+    for method in ("linear", "knn"):
+        assert probe.evaluate(table._replace(features=dead), method) == probe.evaluate(table, method)
+
+
+def test_principal_components_are_those_of_the_fitted_rows() -> None:
+    rng = np.random.default_rng(0)
+    fit, rest = rng.normal(size=(200, 300)) @ rng.normal(size=(300, 300)) + 5, rng.normal(size=(7, 300))
+    inside, outside = probe.principal(fit, rest)
+    assert inside.shape == (200, probe.COMPONENTS) and outside.shape == (7, probe.COMPONENTS)
+    _, values, axes = np.linalg.svd(fit - fit.mean(0), full_matrices=False)
+    size = np.sqrt((values[:probe.COMPONENTS]**2).mean() / 200)
+    np.testing.assert_allclose(np.linalg.norm(inside, axis=0), values[:probe.COMPONENTS] / size, rtol=1e-8)
+    expected = (rest - fit.mean(0)) @ axes[:probe.COMPONENTS].T / size
+    np.testing.assert_allclose(np.abs(outside), np.abs(expected), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ groups, folds, intervals
+
+
+def test_no_fold_divides_a_group_and_none_is_empty() -> None:
+    rng = np.random.default_rng(0)
+    for groups, seed in itertools.product((2, 3, 5, 6, 17), range(3)):
+        number = np.concatenate([np.arange(groups), rng.integers(groups, size=60)])
+        group, label = number.astype(str), rng.integers(4, size=len(number))
+        fold = probe.folds(label, group, seed)
+        assert set(fold.tolist()) == set(range(min(groups, probe.FOLDS)))
+        assert all(len(set(fold[group == name].tolist())) == 1 for name in np.unique(group))
+        assert np.array_equal(fold, probe.folds(label, group, seed))
+
+
+@pytest.mark.parametrize("group", [np.full(60, "one"), np.full(60, ""), np.arange(60).astype(str)])
+def test_without_groups_every_fold_has_its_share_of_every_class(group: np.ndarray) -> None:
+    label = np.repeat([0, 1, 2], [30, 20, 10])
+    fold = probe.folds(label, group, 0)
+    counts = np.array([[((fold == f) & (label == c)).sum() for c in range(3)] for f in range(5)])
+    assert np.array_equal(counts, np.tile([6, 4, 2], (5, 1)))
+
+
+def test_groups_of_one_class_are_spread_over_folds() -> None:
+    label = np.repeat(np.arange(4), 30)  # as in UCF-101: a group is one video, of one class
+    group = np.array([f"{c}-{i % 10}" for i, c in enumerate(label)])
+    fold = probe.folds(label, group, 1)
+    assert all(((fold == f) & (label == c)).sum() == 6 for f in range(5) for c in range(4))
+
+
+def test_drawn_split_is_stratified_seeded_and_keeps_groups_whole() -> None:
+    label = np.repeat([0, 1, 2], [40, 20, 10])
+    single = probe.split_rows(label, np.full(70, ""), 0)
+    assert [int((single[label == c] == "test").sum()) for c in range(3)] == [12, 6, 3]
+    assert np.array_equal(single, probe.split_rows(label, np.full(70, ""), 0))
+    assert not np.array_equal(single, probe.split_rows(label, np.full(70, ""), 1))
+    table = toy(groups=10)
+    whole = probe.split_rows(table.label, table.group, 0)
+    assert sum(len(set(whole[table.group == g].tolist())) for g in np.unique(table.group)) == 10
+    assert len(np.unique(table.group[whole == "test"])) == 3
+
+
+def test_interval_covers_and_comes_from_the_seed() -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(30), 6).astype(str)
+    covered = 0
+    for trial in range(200):
+        chance = np.repeat(rng.beta(4, 2, size=30), 6)  # groups differ; their mean is 2/3
+        (low, high), over = probe.interval(rng.random(180) < chance, group, trial)
+        assert over == "groups"
+        covered += low <= 2 / 3 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+    right, uneven = rng.random(180) < 0.5, rng.integers(30, size=180).astype(str)
+    assert probe.interval(right, uneven, 4) == probe.interval(right, uneven, 4) != probe.interval(right, uneven, 5)
+
+
+def test_interval_over_groups_is_wider_where_groups_agree_and_needs_three_of_them() -> None:
+    right = np.repeat(np.arange(12) % 2 == 0, 10)
+    group = np.repeat(np.arange(12), 10).astype(str)
+    (low, high), _ = probe.interval(right, group, 0)
+    (inner_low, inner_high), over = probe.interval(right, np.arange(120).astype(str), 0)
+    assert over == "clips" and low < inner_low - 0.05 and high > inner_high + 0.05
+    assert probe.interval(right, np.where(right, "a", "b"), 0) == ((inner_low, inner_high), "clips")
+
+
+# ------------------------------------------------------------------------------------------- the report and the rest
+
+
+def test_report_is_json_with_every_part_and_its_split_is_drawn_where_there_is_none() -> None:
+    table = toy(signal=20.0, levels=2)
+    other, pixels = table._replace(features=table.features * 0 + 1), table._replace(features=table.features[:1])
+    report = probe.probe(table, other, pixels)
+    assert json.loads(json.dumps(report)) == report
+    assert (report["n_train"], report["n_test"], report["groups"], report["drawn_split"]) == (48, 24, 2, False)
+    for method in ("linear", "knn"):
+        part = report[method]
+        assert part["accuracy"] == part["pixels"]["accuracy"] == 1.0
+        assert part["random"]["accuracy"] == pytest.approx(1 / 3)
+        for one in (part, part["random"], part["pixels"]):
+            assert {"accuracy", "ci95", "ci_over", "level", "per_level"} <= set(one) and len(one["ci95"]) == 2
+    bare = [t._replace(split=np.full(72, "")) for t in (table, other, pixels)]
+    drawn = probe.probe(*bare, ("linear",))
+    assert drawn["drawn_split"] and drawn["n_test"] + drawn["n_train"] == 72 and "knn" not in drawn
+    with pytest.raises(ValueError, match="pixels table differs from the trained one in label"):
+        probe.probe(table, other, pixels._replace(label=pixels.label[::-1]))
+
+
+def test_a_fold_that_teaches_one_class_still_counts() -> None:
+    table = toy(signal=20.0, classes=2, groups=6)
+    group = np.where(table.split == "test", table.group, np.array(["a", "b"])[table.label])  # a class is a group
+    score = probe.evaluate(table._replace(group=group), "linear")
+    assert score.held_out == (0.0,) and score.accuracy == 1.0
+
+
+def test_few_rows_limit_the_neighbours() -> None:
+    table = toy(signal=30.0, classes=2, groups=3, repeats=1)
+    assert probe.evaluate(table, "knn").accuracy == 1.0
+
+
+def test_unseen_test_class_is_wrong_and_not_an_error() -> None:
+    table = toy(signal=20.0)
+    label = np.where((table.split == "test") & (table.label == 2), 7, table.label)
+    assert probe.evaluate(table._replace(label=label), "linear").accuracy == pytest.approx(2 / 3)
+
+
+def test_a_fit_stopped_early_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "LogisticRegression", lambda **named: LogisticRegression(**(named | {"max_iter": 1})))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert probe.evaluate(toy(signal=20.0), "linear").accuracy > 0.9
+
+
+BROKEN = {
+    "no label": lambda t: t._replace(label=np.where(np.arange(72) < 5, -1, t.label)),
+    "1 class in 72": lambda t: t._replace(label=np.zeros(72, int)),
+    "not finite": lambda t: t._replace(features=np.where(np.arange(40) == 3, np.nan, t.features)),
+    "group of shape": lambda t: t._replace(group=t.group[1:]),
+    "must be .levels, clips, numbers": lambda t: t._replace(features=t.features[0]),
+    "split = 'val'": lambda t: t._replace(split=np.where(t.split == "test", "val", t.split)),
+    "split = ''": lambda t: t._replace(split=np.where(t.split == "test", "", t.split)),
+    "no row has split 'test'": lambda t: t._replace(split=np.full(72, "train")),
+    "no row has split 'train'": lambda t: t._replace(split=np.full(72, "test")),
+    "training clips in 1 class": lambda t: t._replace(label=np.where(t.split == "train", 0, t.label)),
+    "cannot be split": lambda t: t._replace(split=np.full(72, ""), group=t.label.astype(str)),
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_what_cannot_be_evaluated_is_refused(reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        probe.evaluate(BROKEN[reason](toy()), "linear")
+
+
+def test_unknown_method_is_refused() -> None:
+    # The tests check annotations; without that, evaluate refuses the name itself.
+    with pytest.raises((ValueError, TypeCheckError), match="forest"):
+        probe.evaluate(toy(), "forest")  # type: ignore[arg-type]
+
+
+def test_table_survives_its_file(tmp_path: Path) -> None:
+    for table in (toy(), toy()._replace(path=np.array([f"{i}.mp4" for i in range(72)], object))):
+        tables.save(tmp_path / "t.bin", table)
+        assert [p.name for p in tmp_path.iterdir()] == ["t.bin"]
+        for mine, stored in zip(table, tables.load(tmp_path / "t.bin"), strict=True):
+            assert np.array_equal(mine, stored) if mine is not None else stored is None
+
+
+def test_file_that_is_no_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    np.savez(path, features=np.zeros(3))
+    with pytest.raises(ValueError, match=r"t\.npz lacks label, group, split: it holds features"):
+        tables.load(path)
+    for content in (b"no archive", b"PK\x03\x04 torn", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"t\.npz is not a table"):
+            tables.load(path)
+    np.save(tmp_path / "t.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"t\.npy is not a table"):
+        tables.load(tmp_path / "t.npy")
+
+
+# -------------------------------------------------------------------------------------------------------- baselines
+
+
+def films(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def test_pixels_are_grey_block_means_in_order() -> None:
+    video = films(3, 16, 64, 64)
+    grey = (video[:, 1::2] * np.array([0.299, 0.587, 0.114])).sum(-1) / 255
+    means = grey.reshape(3, 8, 32, 2, 32, 2).mean((3, 5))
+    np.testing.assert_allclose(baselines.pixels(video), means.reshape(3, -1), atol=1e-5)
+    reverse = baselines.pixels(video[:, ::-1]).reshape(3, 8, -1)
+    assert not np.allclose(reverse, baselines.pixels(video).reshape(3, 8, -1))
+
+
+@pytest.mark.parametrize("size", [20, 32, 45, 112])
+def test_shrinking_keeps_the_mean_and_never_enlarges(size: int) -> None:
+    image = np.random.default_rng(0).random((2, size, size)).astype(np.float32)
+    small = baselines._shrink(image, 32)
+    assert small.shape == (2, min(size, 32), min(size, 32))
+    np.testing.assert_allclose(small.mean((1, 2)), image.mean((1, 2)), rtol=1e-5)
+
+
+def test_motion_energy_is_blind_to_direction_and_to_still_images() -> None:
+    video = films(2, 5, 32, 32)
+    energy = baselines.motion_energy(video)
+    np.testing.assert_allclose(energy, baselines.motion_energy(video[:, ::-1]), atol=1e-6)
+    assert not baselines.motion_energy(np.repeat(video[:, :1], 4, axis=1)).any()
+    blink = np.zeros((1, 3, 32, 32, 3), np.uint8)
+    blink[0, 1, 4, 9] = 255
+    expected = np.zeros((32, 32))
+    expected[4, 9] = 1.0  # on and off: two differences of 1 in two steps
+    np.testing.assert_allclose(baselines.motion_energy(blink)[0], expected.ravel(), atol=1e-6)
+
+
+def test_short_clips_repeat_frames_and_wrong_ones_are_refused() -> None:
+    assert baselines.pixels(films(1, 1, 32, 32)).shape == (1, 8 * 32 * 32)
+    with pytest.raises(ValueError, match="at least 2"):
+        baselines.motion_energy(films(1, 1, 32, 32))
+    with pytest.raises(ValueError, match="must be uint8"):
+        baselines._require_clips(films(1, 8, 32, 32).astype(np.float32))
