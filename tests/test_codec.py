@@ -115,8 +115,15 @@ def truncated(path: Path, movflags: dict[str, str], keep: float) -> None:
     path.write_bytes(data[: int(len(data) * keep)])
 
 
-def overwritten_avi(path: Path) -> None:
-    encode(path, *KINDS["h264.avi"])
+def truncated_between_packets(path: Path) -> None:
+    truncated(path, {"movflags": "faststart"}, 1.0)
+    with av.open(str(path)) as container:
+        third = [packet for packet in container.demux() if packet.size][3].pos
+    path.write_bytes(path.read_bytes()[:third])
+
+
+def overwritten(path: Path) -> None:
+    encode(path, *KINDS[f"h264{path.suffix}"])
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 1500] = np.random.default_rng(0).bytes(1500)
@@ -129,11 +136,13 @@ BROKEN = {
     "random.mp4": (lambda p: p.write_bytes(np.random.default_rng(0).bytes(5000)), "cannot be decoded"),
     "no_moov.mp4": (lambda p: truncated(p, {}, 0.5), "cannot be decoded"),
     "faststart.mp4": (lambda p: truncated(p, {"movflags": "faststart"}, 0.6), "truncated"),
+    "between.mp4": (truncated_between_packets, "holds 3 of 20 frames"),
     "audio.mp4": (audio_only, "has no video stream"),
     "none.mp4": (no_frames, "has no frames|has no video stream|cannot be decoded"),
-    "folder.mp4": (lambda p: p.mkdir(), "is a directory"),
+    "folder.mp4": (lambda p: p.mkdir(), ": is a directory"),
     "missing.mp4": (lambda p: None, "does not exist"),
-    "middle.avi": (overwritten_avi, "truncated or damaged"),
+    "middle.avi": (overwritten, "gives [0-9]+ of 40 frames"),
+    "middle.ts": (overwritten, "a packet is incomplete"),
 }
 
 

@@ -3,15 +3,13 @@
 import itertools
 import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 from sklearn.linear_model import LogisticRegression
 
-from cora.measure import baselines, probe
-from cora.measure import table as tables
+from cora.measure import probe
 from cora.measure.table import Table
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -166,6 +164,12 @@ def test_without_groups_every_fold_has_its_share_of_every_class(group: np.ndarra
     assert np.array_equal(counts, np.tile([6, 4, 2], (5, 1)))
 
 
+def test_clips_without_a_group_are_no_group_of_their_own() -> None:
+    group = np.array(["", "a", "", "b", "a", ""])
+    unit = probe.units(group)
+    assert len(np.unique(unit)) == 5 and unit[1] == unit[4]
+
+
 def test_groups_of_one_class_are_spread_over_folds() -> None:
     label = np.repeat(np.arange(4), 30)  # as in UCF-101: a group is one video, of one class
     group = np.array([f"{c}-{i % 10}" for i, c in enumerate(label)])
@@ -280,69 +284,3 @@ def test_unknown_method_is_refused() -> None:
     # The tests check annotations; without that, evaluate refuses the name itself.
     with pytest.raises((ValueError, TypeCheckError), match="forest"):
         probe.evaluate(toy(), "forest")  # type: ignore[arg-type]
-
-
-def test_table_survives_its_file(tmp_path: Path) -> None:
-    for table in (toy(), toy()._replace(path=np.array([f"{i}.mp4" for i in range(72)], object))):
-        tables.save(tmp_path / "t.bin", table)
-        assert [p.name for p in tmp_path.iterdir()] == ["t.bin"]
-        for mine, stored in zip(table, tables.load(tmp_path / "t.bin"), strict=True):
-            assert np.array_equal(mine, stored) if mine is not None else stored is None
-
-
-def test_file_that_is_no_table_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "t.npz"
-    np.savez(path, features=np.zeros(3))
-    with pytest.raises(ValueError, match=r"t\.npz lacks label, group, split: it holds features"):
-        tables.load(path)
-    for content in (b"no archive", b"PK\x03\x04 torn", b""):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"t\.npz is not a table"):
-            tables.load(path)
-    np.save(tmp_path / "t.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"t\.npy is not a table"):
-        tables.load(tmp_path / "t.npy")
-
-
-# -------------------------------------------------------------------------------------------------------- baselines
-
-
-def films(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-
-def test_pixels_are_grey_block_means_in_order() -> None:
-    video = films(3, 16, 64, 64)
-    grey = (video[:, 1::2] * np.array([0.299, 0.587, 0.114])).sum(-1) / 255
-    means = grey.reshape(3, 8, 32, 2, 32, 2).mean((3, 5))
-    np.testing.assert_allclose(baselines.pixels(video), means.reshape(3, -1), atol=1e-5)
-    reverse = baselines.pixels(video[:, ::-1]).reshape(3, 8, -1)
-    assert not np.allclose(reverse, baselines.pixels(video).reshape(3, 8, -1))
-
-
-@pytest.mark.parametrize("size", [20, 32, 45, 112])
-def test_shrinking_keeps_the_mean_and_never_enlarges(size: int) -> None:
-    image = np.random.default_rng(0).random((2, size, size)).astype(np.float32)
-    small = baselines._shrink(image, 32)
-    assert small.shape == (2, min(size, 32), min(size, 32))
-    np.testing.assert_allclose(small.mean((1, 2)), image.mean((1, 2)), rtol=1e-5)
-
-
-def test_motion_energy_is_blind_to_direction_and_to_still_images() -> None:
-    video = films(2, 5, 32, 32)
-    energy = baselines.motion_energy(video)
-    np.testing.assert_allclose(energy, baselines.motion_energy(video[:, ::-1]), atol=1e-6)
-    assert not baselines.motion_energy(np.repeat(video[:, :1], 4, axis=1)).any()
-    blink = np.zeros((1, 3, 32, 32, 3), np.uint8)
-    blink[0, 1, 4, 9] = 255
-    expected = np.zeros((32, 32))
-    expected[4, 9] = 1.0  # on and off: two differences of 1 in two steps
-    np.testing.assert_allclose(baselines.motion_energy(blink)[0], expected.ravel(), atol=1e-6)
-
-
-def test_short_clips_repeat_frames_and_wrong_ones_are_refused() -> None:
-    assert baselines.pixels(films(1, 1, 32, 32)).shape == (1, 8 * 32 * 32)
-    with pytest.raises(ValueError, match="at least 2"):
-        baselines.motion_energy(films(1, 1, 32, 32))
-    with pytest.raises(ValueError, match="must be uint8"):
-        baselines._require_clips(films(1, 8, 32, 32).astype(np.float32))

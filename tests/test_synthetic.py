@@ -31,13 +31,15 @@ def forget() -> None:
 @pytest.mark.parametrize("radius", [4.0, 9.0, 13.5, 30.0])
 def test_a_painted_sprite_has_the_place_and_the_area_of_its_pose(radius: float) -> None:
     texture = drawing.sprite("ball", 0).copy()
-    texture[:, :3] = texture[:, 3:]
+    texture[:3] = texture[3]
     x, y = np.array([40.3, 37.9]), np.array([41.75, 44.0])
     frames = np.zeros((2, 90, 90, 3), np.float32)
     drawing.paint(frames, texture, drawing.Pose(x, y, np.full(2, radius), np.array([0.0, 2.0])))
     light = frames[..., 0]
     at = np.arange(90) + 0.5
     np.testing.assert_allclose(light.sum((1, 2)), np.pi * (0.86 * radius) ** 2, rtol=0.05)
+    soft = ((light > 0.05) & (light < 0.95)).sum((1, 2))
+    assert (soft < 2.2 * 2 * np.pi * 0.86 * radius).all(), "the rim is blurred"
     np.testing.assert_allclose((light * at).sum((1, 2)) / light.sum((1, 2)), x, atol=0.05)
     np.testing.assert_allclose((light * at[:, None]).sum((1, 2)) / light.sum((1, 2)), y, atol=0.05)
 
@@ -51,11 +53,12 @@ def test_angles_are_clockwise_quarter_turns_of_the_picture() -> None:
 
 
 def test_a_sprite_outside_or_without_size_leaves_the_frame_alone_and_at_the_border_is_cut() -> None:
-    frames = np.full((3, 30, 30, 3), 9, np.float32)
-    x, radius = np.array([-40.0, 15.0, 0.0]), np.array([8.0, 0.0, 8.0])
-    drawing.paint(frames, drawing.sprite("box", 0), drawing.Pose(x, np.full(3, 15.0), radius, np.zeros(3)))
+    frames = np.full((4, 30, 30, 3), 9, np.float32)
+    x, radius = np.array([-40.0, 15.0, 0.0, 30.0]), np.array([8.0, 0.0, 8.0, 8.0])
+    drawing.paint(frames, drawing.sprite("box", 0), drawing.Pose(x, np.full(4, 15.0), radius, np.zeros(4)))
     assert (frames[:2] == 9).all()
     assert (frames[2, 15, :4] != 9).all() and (frames[2, :, 12:] == 9).all()
+    assert (frames[3, 15, 26:] != 9).all() and (frames[3, :, :20] == 9).all()
 
 
 def test_film_shifts_by_whole_pixels_exactly_and_by_halves_as_means() -> None:
@@ -67,7 +70,7 @@ def test_film_shifts_by_whole_pixels_exactly_and_by_halves_as_means() -> None:
 
 def test_backdrops_and_identities_all_differ() -> None:
     pictures = [drawing.backdrop(name) for name in drawing.BACKDROPS]
-    shapes = [drawing.sprite(name, 0)[:, 3] for name in drawing.IDENTITIES]
+    shapes = [drawing.sprite(name, 0)[3] for name in drawing.IDENTITIES]
     for things, least in ((pictures, 5.0), (shapes, 0.05)):
         gaps = [np.abs(a - b).mean() for i, a in enumerate(things) for b in things[:i]]
         assert min(gaps) > least
@@ -82,7 +85,7 @@ def test_motions_go_where_their_names_say() -> None:
     still = {"right": ("x", 1), "left": ("x", -1), "up": ("y", -1), "down": ("y", 1), "grow": ("grow", 1),
              "shrink": ("grow", -1), "spin": ("turn", 1)}
     for name, (axis, sign) in still.items():
-        for part in synthetic.Path2._fields:
+        for part in synthetic.Track._fields:
             steps = np.diff(getattr(path[name], part)) * sign
             assert (steps > 0).all() if part == axis else (steps == 0).all(), (name, part)
     for name, sign in (("clockwise", 1), ("anticlockwise", -1)):
@@ -203,7 +206,7 @@ def test_an_interrupted_render_is_never_taken_for_whole(tmp_path: Path, monkeypa
         patch.setattr(codec, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             synthetic.corpus(plan=SMALL)
-        assert not list(tmp_path.rglob("manifest.csv")) and len(written) == 5
+        assert not list((tmp_path / "cora").iterdir()) and len(written) == 5
         # Nor does a second render into a whole folder leave the old manifest beside new clips.
         whole = tmp_path / "whole"
         whole.mkdir()

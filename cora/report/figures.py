@@ -39,17 +39,18 @@ def picture(image: UInt8[np.ndarray, "H W 3"]) -> str:
     """Returns a photograph as the data URI of a JPEG."""
     buffer = io.BytesIO()
     imsave(buffer, image, format="jpeg", pil_kwargs={"quality": 92, "subsampling": 0})
-    return _uri("image/jpeg", buffer)
+    return _uri("image/jpeg", buffer.getvalue())
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", buffer)
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawn = buffer.getvalue()
+    return _uri("image/svg+xml", drawn[drawn.index(b"<svg"):])  # without the prolog, which names a remote DTD
 
 
-def _uri(kind: str, buffer: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 # --------------------------------------------------------------------------------------------------------- curves

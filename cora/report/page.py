@@ -58,9 +58,11 @@ table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabu
 th, td { text-align: left; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { color: var(--soft); font-weight: 500; } tbody th { font-weight: 500; }
 .tables { columns: 3 300px; column-gap: 34px; } .tables > div { break-inside: avoid; padding-bottom: 10px; }
-.tables h3 { margin-top: 8px; } .tables table { margin: 0; font-size: 13.5px; }
+.tables h3 { margin: 0 0 4px; text-transform: capitalize; } .tables table { margin: 0; font-size: 13.5px; }
 .tables th { font-weight: 400; color: var(--soft); } .tables td { text-align: right; padding-right: 0;
   overflow-wrap: anywhere; }
+code { font: 0.92em ui-monospace, "Liberation Mono", monospace; background: #eceef1; padding: 1px 5px;
+  border-radius: 4px; }
 @media print { nav { display: none; } section { break-inside: avoid; } }
 """
 

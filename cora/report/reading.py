@@ -127,18 +127,17 @@ def colour_maps(latents: Float[np.ndarray, "V t h w D"]) -> tuple[UInt8[np.ndarr
     """
     tokens = latents.reshape(-1, latents.shape[-1]).astype(np.float64)
     tokens = tokens - tokens.mean(0)
-    left, sizes, _ = np.linalg.svd(tokens, full_matrices=False)
-    variance = np.square(sizes)
+    variance, directions = np.linalg.eigh(tokens.T @ tokens)  # D x D: there are far more tokens than channels
     if not (whole := variance.sum()) > 1e-12 * tokens.size:
         return np.full((*latents.shape[:-1], 3), 128, np.uint8), 0.0
     scores = np.zeros((len(tokens), 3))
-    kept = left[:, :3] * sizes[:3]
+    kept = tokens @ directions[:, :-4:-1]
     scores[:, :kept.shape[1]] = kept * np.where((kept ** 3).sum(0) < 0, -1, 1)
     low, high = np.percentile(scores, [2, 98], axis=0)
-    flat = high - low <= 1e-6 * sizes[0]
+    flat = high - low <= 1e-6 * np.abs(scores).max()
     unit = np.where(flat, 0.5, (scores - low) / np.where(flat, 1.0, high - low)).clip(0, 1)
     colours = (unit * 255).round().astype(np.uint8).reshape(*latents.shape[:-1], 3)
-    return colours, float(variance[:3].sum() / whole)
+    return colours, float(variance[-3:].sum() / whole)
 
 
 # ------------------------------------------------------------------------------------------------------- pictures

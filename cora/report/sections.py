@@ -89,9 +89,9 @@ def scores(material: Material) -> Section:
     """Returns what simple classifiers read from the frozen features, beside their two baselines."""
     title, probe = "What was learned", material.gallery.probe
     if probe is None:
-        return Section("scores", title, paragraph(
-            "This run has not been probed yet. Run `cora probe` on its folder, which needs a corpus with labels, and "
-            "write the report again: the accuracies appear here.", "missing"))
+        return Section("scores", title, '<p class="missing">This run has not been probed yet. Run '
+                       "<code>cora probe</code> on its folder, which needs a corpus with labels, and write the report "
+                       "again: the accuracies appear here.</p>")
     groups, rows = [], []
     for name, score in methods(probe):
         parts = {"trained": score, "untrained": score["random"], "pixels": score["pixels"]}
@@ -180,7 +180,7 @@ def collapse(material: Material) -> Section:
                       "tells how much tokens differ. Both fall long before a loss curve shows it.", "lead")
     body += _curves(material, [
         _panel(material, "rank", f"Effective rank (width {width})", reading.LEAST_RANK * width, "10% of the width"),
-        _panel(material, "std", "Standard deviation a dimension", reading.LEAST_STD, "collapsed"),
+        _panel(material, "std", "Standard deviation per dimension", reading.LEAST_STD, "collapsed"),
     ], "Rank and deviation over training.")
     return Section("collapse", "Is it healthy?", body)
 
@@ -190,9 +190,9 @@ def maps(material: Material) -> Section:
     gallery = material.gallery
     levels = [reading.colour_maps(gallery.latents[:, level]) for level in range(gallery.latents.shape[1])]
     colours = figures.level_colours(len(levels))
-    body = paragraph("At each level the three directions in which tokens differ most become red, green and blue. Tokens "
-                     "of one colour are alike to the model: look for things that keep their colour as they move. "
-                     "Colours are not comparable between levels.", "lead")
+    body = paragraph("At each level the three directions in which tokens differ most become red, green and blue. "
+                     "Tokens of one colour are alike to the model: look for things that keep their colour as they "
+                     "move. Colours are not comparable between levels.", "lead")
     for i in range(min(2, len(gallery.clips))):
         frames = shown_frames(gallery, i)
         rows = [("frames", image(figures.picture(reading.strip(frames)), f"Frames of clip {i + 1}"))]
@@ -223,7 +223,7 @@ def facts(material: Material) -> Section:
     summary = dict(material.gallery.summary)
     versions = summary.pop("versions", {})
     shown = [[name.replace("_", " "), plain(value)] for name, value in summary.items()]
-    body = '<div class="tables"><div><h3>Run</h3>' + table([], shown) + "</div>"
+    body = '<div class="tables"><div><h3>Outcome</h3>' + table([], shown) + "</div>"
     body += "<div><h3>Versions</h3>" + table([], [[str(k), str(v)] for k, v in versions.items()]) + "</div>"
     for name, part in material.config.items():
         rows = [[str(k), plain(v)] for k, v in part.items()] if isinstance(part, dict) else [[str(name), plain(part)]]
@@ -237,8 +237,6 @@ def plain(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if isinstance(value, list | tuple):

@@ -6,8 +6,8 @@ the very frames that were asked for come back, or VideoError says why not.
 Two decoders are used because neither is right everywhere. decord returns wrong frames without a word from some files:
 open groups of pictures, HEVC, MPEG-TS, AVI with B-frames, trimmed stream copies (it repeats the last frame). PyAV
 knows every frame's time, and is asked there. A pass over the packets of a file and its first picture tells these files
-apart. What it cannot tell: packets that vanished from a damaged Matroska file, which has no count of them; the frames
-after the gap then have lower numbers.
+apart. What it cannot tell: packets that vanished from a truncated or damaged Matroska file, which keeps no count of
+them; the frames after the gap then have lower numbers.
 """
 
 import os

@@ -51,14 +51,6 @@ def _turned(rng: np.random.Generator, scale: float) -> tuple[Plane, Plane]:
     return x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
 
 
-def _clouds(rng: np.random.Generator) -> Plane:
-    return _noise(rng, 4, 4)
-
-
-def _marble(rng: np.random.Generator) -> Plane:
-    return _wave(_turned(rng, 34.0)[0] + 1.6 * _noise(rng, 3, 4))
-
-
 def _stripes(rng: np.random.Generator) -> Plane:
     return _edge(_wave(_turned(rng, 20.0)[0]) - 0.5, 4.0)
 
@@ -105,8 +97,10 @@ def _weave(rng: np.random.Generator) -> Plane:
 
 
 FAMILIES: dict[str, Callable[[np.random.Generator], Plane]] = {
-    "clouds": _clouds, "stripes": _stripes, "checks": _checks, "bricks": _bricks, "dots": _dots, "rings": _rings,
-    "waves": _waves, "marble": _marble, "cells": _cells, "weave": _weave,
+    "clouds": lambda rng: _noise(rng, 4, 4),
+    "stripes": _stripes, "checks": _checks, "bricks": _bricks, "dots": _dots, "rings": _rings, "waves": _waves,
+    "marble": lambda rng: _wave(_turned(rng, 34.0)[0] + 1.6 * _noise(rng, 3, 4)),
+    "cells": _cells, "weave": _weave,
 }
 VARIANTS = 4
 BACKDROPS = tuple(f"{family}-{variant}" for family in FAMILIES for variant in range(VARIANTS))
@@ -116,7 +110,7 @@ _LIGHT = ("5d93ab", "8f7cb8", "6fa58a", "b97f7a", "7d93c6", "a97aa8", "64a39d", 
 
 def rgb(code: str) -> Float[np.ndarray, "3"]:
     """Returns the colour `rrggbb` as three numbers in [0, 1]."""
-    return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
+    return np.frombuffer(bytes.fromhex(code), np.uint8).astype(np.float32) / 255
 
 
 @lru_cache(maxsize=len(BACKDROPS))
@@ -127,10 +121,9 @@ def backdrop(name: str) -> Picture:
     pattern = FAMILIES[name.split("-")[0]](rng)
     # Light falls unevenly and every surface has grain, so that no backdrop is periodic.
     tone = 0.62 * pattern + 0.25 * _noise(rng, 2, 2) + 0.13 * _noise(rng, 20, 2)
-    variant = index % VARIANTS
-    hue = (index // VARIANTS * 3 + variant * 2) % len(_DARK)
-    dark, light = rgb(_DARK[hue]), rgb(_LIGHT[(hue + variant % 2) % len(_LIGHT)])
-    picture = ((dark + (light - dark) * tone[..., None]) * 255).astype(np.float32)
+    hue = (index // VARIANTS * 3 + index % VARIANTS * 2) % len(_DARK)
+    dark, light = rgb(_DARK[hue]), rgb(_LIGHT[(hue + index % 2) % len(_LIGHT)])
+    picture = (255 * (dark + (light - dark) * tone[..., None])).astype(np.float32)
     picture.setflags(write=False)
     return picture
 
@@ -207,7 +200,7 @@ def _relief(identity: str) -> tuple[Plane, Plane, Plane]:
 
 
 @lru_cache(maxsize=len(SHAPES) * len(COLOURS))
-def sprite(identity: str, colour: int) -> Float[np.ndarray, "texel 4"]:
+def sprite(identity: str, colour: int) -> Float[np.ndarray, "4 texel"]:
     """Returns the texture of an identity in one of COLOURS: premultiplied RGB in [0, 255] and cover in [0, 1].
 
     The copies of MIPS follow each other, finest first, each row by row.
@@ -216,9 +209,8 @@ def sprite(identity: str, colour: int) -> Float[np.ndarray, "texel 4"]:
     body, other = map(rgb, COLOURS[colour])
     shade = np.clip(bright[..., None] * (body + (other - body) * mark[..., None]), 0, 1) * 255
     finest = np.concatenate([shade * cover[..., None], cover[..., None]], axis=-1)
-    copies = [finest]
-    copies += [finest.reshape(side, MIPS[0] // side, side, -1, 4).mean((1, 3)) for side in MIPS[1:]]
-    texture = np.concatenate([c.reshape(-1, 4) for c in copies])
+    copies = [finest.reshape(side, MIPS[0] // side, side, -1, 4).mean((1, 3)).reshape(-1, 4) for side in MIPS]
+    texture = np.ascontiguousarray(np.concatenate(copies).T)
     texture.setflags(write=False)
     return texture
 
@@ -239,14 +231,17 @@ def film(
     picture: Picture, x: Float[np.ndarray, "T"], y: Float[np.ndarray, "T"], side: int
 ) -> Float[np.ndarray, "T S S 3"]:
     """Returns windows of `picture` whose upper left corners lie at (x, y), interpolated linearly between pixels."""
-    row, column = np.floor(y).astype(int), np.floor(x).astype(int)
-    fy, fx = ((v % 1).astype(np.float32).reshape(-1, 1, 1, 1) for v in (y, x))
-    windows = np.lib.stride_tricks.sliding_window_view(picture, (side + 1, side + 1, 3))[row, column, 0]
-    rows = windows[:, :-1] + fy * np.diff(windows, axis=1)
-    return rows[:, :, :-1] + fx * np.diff(rows, axis=2)
+    frames = np.empty((len(x), side, side, 3), np.float32)
+    # Frame by frame, because the windows of all frames together do not fit the processor's cache.
+    for frame, left, top in zip(frames, x, y, strict=True):
+        fx, fy = np.float32(left % 1), np.float32(top % 1)
+        window = picture[int(top) :, int(left) :][: side + 1, : side + 1]
+        rows = (1 - fy) * window[:-1] + fy * window[1:]
+        np.add((1 - fx) * rows[:, :-1], fx * rows[:, 1:], out=frame)
+    return frames
 
 
-def _sampled(texture: Float[np.ndarray, "texel 4"], pose: Pose, half: int) -> Float[np.ndarray, "T w w 4"]:
+def _sampled(texture: Float[np.ndarray, "4 texel"], pose: Pose, half: int) -> Float[np.ndarray, "T w w 4"]:
     """Returns the texture as seen in the window of 2 half + 1 pixels around each pose's centre."""
     reach = np.arange(-half, half + 1) + 0.5
     dx = (reach - pose.x[:, None] % 1).astype(np.float32)[:, None, :]
@@ -259,30 +254,35 @@ def _sampled(texture: Float[np.ndarray, "texel 4"], pose: Pose, half: int) -> Fl
     start = np.cumsum([0, *(m * m for m in MIPS)])[coarse][:, None, None]
     scale, last = (side / (2 * EXTENT)).astype(np.float32), (side - 1.01).astype(np.float32)
     at = [np.clip(c * scale + np.float32(side / 2 - 0.5), 0, last) for c in (u, v)]
-    column, row = (a.astype(np.int32) for a in at)
-    fx, fy = ((a - i).astype(np.float32)[..., None] for a, i in zip(at, (column, row), strict=True))
+    column, row = (a.astype(np.int64) for a in at)
+    fx, fy = (at[0] - column).astype(np.float32), (at[1] - row).astype(np.float32)
     corner = start + row * side + column
-    top = texture[corner] * (1 - fx) + texture[corner + 1] * fx
-    bottom = texture[corner + side] * (1 - fx) + texture[corner + side + 1] * fx
-    return top + fy * (bottom - top)
+    shares = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
+    texels = corner, corner + 1, corner + side, corner + side + 1
+    layer = np.empty((*corner.shape, 4), np.float32)
+    # Channel by channel and with np.take: ten times as fast as indexing all channels with an array.
+    for k, channel in enumerate(texture):
+        layer[..., k] = sum(np.take(channel, at) * share for at, share in zip(texels, shares, strict=True))
+    return layer
 
 
-def paint(frames: Float[np.ndarray, "T H W 3"], texture: Float[np.ndarray, "texel 4"], pose: Pose) -> None:
+def paint(frames: Float[np.ndarray, "T H W 3"], texture: Float[np.ndarray, "4 texel"], pose: Pose) -> None:
     """Paints a sprite and its shadow onto every frame, in place. A radius of 0 leaves the frame as it is."""
     seen = pose.radius > 0
     pose = pose._replace(radius=np.where(seen, pose.radius, 1.0))
     half = int(np.ceil(EXTENT * pose.radius.max())) + SHADOW + 1
     layer = _sampled(texture, pose, half)
-    colour, cover = layer[..., :3], layer[..., 3:]
+    cover = layer[..., 3:]
     clear = 1 - cover
     clear[:, SHADOW:, SHADOW:] *= 1 - 0.35 * cover[:, :-SHADOW, :-SHADOW]
+    clear = np.repeat(clear, 3, axis=-1)
     left, top = ((np.floor(c).astype(int) - half).tolist() for c in (pose.x, pose.y))
     for k in np.flatnonzero(seen):
-        _blend(frames[k], colour[k], clear[k], top[k], left[k])
+        _blend(frames[k], layer[k, ..., :3], clear[k], top[k], left[k])
 
 
 def _blend(
-    frame: Float[np.ndarray, "H W 3"], colour: Float[np.ndarray, "w w 3"], clear: Float[np.ndarray, "w w 1"],
+    frame: Float[np.ndarray, "H W 3"], colour: Float[np.ndarray, "w w 3"], clear: Float[np.ndarray, "w w 3"],
     top: int, left: int,
 ) -> None:
     """Lays `colour` over the part of the frame that it covers, in place; `clear` is what stays of the frame."""

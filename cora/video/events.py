@@ -101,7 +101,8 @@ def _teleport(radius: float, meet: int, height: float) -> Story:
     near, far, jump = round(0.33 * SIDE), round(0.72 * SIDE), meet - 4
     x = _straight(radius, jump, float(near))
     leapt = np.where(np.arange(FRAMES) < jump, x, x + far - near)
-    return Story(tuple(_screen(float(middle), radius) for middle in (near, far)), _plate, _level(x, height), _level(leapt, height))
+    screens = _screen(float(near), radius), _screen(float(far), radius)
+    return Story(screens, _plate, _level(x, height), _level(leapt, height))
 
 
 def _pass_through(radius: float, meet: int, height: float) -> Story:

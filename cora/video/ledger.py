@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cora.video.codec import VideoError
 
-
 COLUMNS = ("path", "reason")
 
 

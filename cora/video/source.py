@@ -33,7 +33,8 @@ def shrink(video: UInt8[np.ndarray, "T H W 3"], side: int) -> UInt8[np.ndarray, 
     if min(height, width) <= side:
         return video
     scale = side / min(height, width)
-    return resize(video, (0.0, 0.0, float(width), float(height)), max(side, round(height * scale)), max(side, round(width * scale)))
+    whole = (0.0, 0.0, float(width), float(height))
+    return resize(video, whole, max(side, round(height * scale)), max(side, round(width * scale)))
 
 
 def resize(

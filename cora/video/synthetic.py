@@ -54,7 +54,7 @@ class Plan:
 # --------------------------------------------------------------------------------------------------- motions
 
 
-class Path2(NamedTuple):
+class Track(NamedTuple):
     """A motion from its own origin: offsets in sides of the frame, logarithm of the size, turn in radians."""
 
     x: Float[np.ndarray, "T"]
@@ -63,30 +63,30 @@ class Path2(NamedTuple):
     turn: Float[np.ndarray, "T"]
 
 
-def _moving(like: Float[np.ndarray, "T"], **parts: Float[np.ndarray, "T"]) -> Path2:
-    return Path2(**{name: parts.get(name, np.zeros_like(like)) for name in Path2._fields})
+def _moving(like: Float[np.ndarray, "T"], **parts: Float[np.ndarray, "T"]) -> Track:
+    return Track(**{name: parts.get(name, np.zeros_like(like)) for name in Track._fields})
 
 
-Motion = Callable[[Float[np.ndarray, "T"], float, float], Path2]
+Motion = Callable[[Float[np.ndarray, "T"], float, float], Track]
 """(time in clips at nominal pace, phase in [0, 1), hand of -1 or 1) to the path. y grows downwards."""
 TRAVEL, ORBIT, GROWTH = 0.58, 0.17, 1.0
 
 
-def _orbit(t: Float[np.ndarray, "T"], phase: float, sense: int) -> Path2:
+def _orbit(t: Float[np.ndarray, "T"], phase: float, sense: int) -> Track:
     angle = sense * 2 * np.pi * (1.25 * t + phase)
     return _moving(t, x=ORBIT * np.cos(angle), y=ORBIT * np.sin(angle))
 
 
-def _bounce(t: Float[np.ndarray, "T"], phase: float, hand: float) -> Path2:
+def _bounce(t: Float[np.ndarray, "T"], phase: float, hand: float) -> Track:
     flight = (1.7 * t + phase) % 1
     return _moving(t, x=hand * 0.16 * t, y=-1.4 * flight * (1 - flight))
 
 
-def _zigzag(t: Float[np.ndarray, "T"], phase: float, hand: float) -> Path2:
+def _zigzag(t: Float[np.ndarray, "T"], phase: float, hand: float) -> Track:
     return _moving(t, x=0.17 * (4 * np.abs((1.9 * t + phase) % 1 - 0.5) - 1), y=hand * 0.36 * t)
 
 
-def _sway(t: Float[np.ndarray, "T"], phase: float, hand: float) -> Path2:
+def _sway(t: Float[np.ndarray, "T"], phase: float, hand: float) -> Track:
     swing = 0.75 * np.sin(2 * np.pi * (1.3 * t + phase))
     return _moving(t, x=0.3 * np.sin(swing), y=0.3 * np.cos(swing), turn=-swing)
 
@@ -171,7 +171,7 @@ def draw(scene: Scene, plan: Plan) -> UInt8[np.ndarray, "T H W 3"]:
     )
     slack = np.abs(camera).max(1)
     corner = rng.uniform(slack, drawing.CANVAS - plan.side - 2 - slack)
-    picture = np.rot90(drawing.backdrop(scene.backdrop), int(rng.integers(4)))
+    picture = np.ascontiguousarray(np.rot90(drawing.backdrop(scene.backdrop), int(rng.integers(4))))
     frames = drawing.film(picture, corner[0] + camera[0], corner[1] + camera[1], plan.side)
     drawing.paint(frames, drawing.sprite(scene.identity, int(rng.integers(len(drawing.COLOURS)))), pose)
     return drawing.developed(frames)

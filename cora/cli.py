@@ -1,0 +1,167 @@
+"""The command line: parse, build, call, write. `cora VERB --help` explains itself."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from cora import config
+
+console = Console()
+Positional = tyro.conf.Positional
+
+
+def demo(out: Path = Path("demo")) -> None:
+    """Embedded corpus, pretraining, frozen probes, export and report, in a few minutes on two cores.
+
+    Args:
+        out: Folder for everything; open its report.html in the end.
+    """
+    from cora import demo as program
+
+    program.demo(out, console)
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """Trains RECIPE.py into --workdir, or resumes what that folder holds."""
+    from cora.train import fit
+
+    if not arguments or arguments[0].startswith("-"):
+        raise SystemExit("usage: cora pretrain RECIPE.py --workdir DIR [--section.field VALUE ...]\n"
+                         "       cora pretrain RECIPE.py --help   lists every field")
+    recipe = load_recipe(Path(arguments[0]))
+
+    def run(settings: Annotated[config.Pretrain, tyro.conf.arg(name="")], workdir: Path) -> None:
+        fit(settings, workdir, live=console)
+        console.print(f"{workdir}: {settings.run.steps} steps; next: cora probe {workdir} MANIFEST, cora report {workdir}")
+
+    def parsed(workdir: Path, settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
+        run(settings, workdir)
+
+    tyro.cli(parsed, prog=f"cora pretrain {arguments[0]}", args=arguments[1:], description=pretrain.__doc__)
+
+
+def load_recipe(path: Path) -> config.Pretrain:
+    """Returns the one `recipe` that a recipe file binds. Raises ConfigError if the file is missing or binds none."""
+    if not path.is_file():
+        raise config.ConfigError(f"recipe = {str(path)!r}: no such file; recipes are Python files, see pretrain/")
+    recipe = runpy.run_path(str(path)).get("recipe")
+    if not isinstance(recipe, config.Pretrain):
+        raise config.ConfigError(f"{path} binds no `recipe = cora.config.Pretrain(...)`")
+    return recipe
+
+
+def features(
+    ckpt: Positional[Path], manifest: Positional[Path], /, out: Path, pool: Literal["time", "token"] = "time",
+) -> None:
+    """Writes the frozen latents of each level for every clip of a corpus to an .npz file.
+
+    Args:
+        ckpt: A run folder (its latest step) or one step folder.
+        manifest: Any corpus that pretraining reads.
+        out: The .npz file: features [level, clip, number], label, group, split, path.
+        pool: Average over space at each time step, or keep every token.
+    """
+    from cora.measure import features as reading
+    from cora.measure.table import save
+    from cora.video import manifest as corpora
+    from cora.video.ledger import Ledger
+
+    settings, encoder = reading.trained(ckpt)
+    rows = corpora.load(manifest)
+    ledger = Ledger(out.with_suffix(".bad_files.csv"), len(rows.clips), settings.corpus.max_bad)
+    reader = {"time": reading.pooled, "token": reading.per_token}[pool](encoder)
+    table = reading.tables({"it": reader}, rows, settings, ledger)["it"]
+    save(out, table)
+    console.print(f"{out}: {table.features.shape[1]} clips, {len(ledger.bad)} unreadable")
+
+
+def probe(
+    ckpt: Positional[Path], manifest: Positional[Path], /, method: str = "linear,knn", against: Path | None = None,
+    seed: int = 0, json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Reads labels from frozen features, beside a random encoder and pixels; the test split is scored once.
+
+    Args:
+        ckpt: A run folder (its latest step) or one step folder.
+        manifest: A labelled corpus.
+        method: linear, knn, or both with a comma between.
+        against: A second checkpoint for the same table.
+        seed: Of the split where the corpus has none, the folds and the bootstrap.
+        json_file: Where the result goes as JSON; it is printed as a table in any case.
+    """
+    from cora.measure import evaluation
+
+    methods: Any = tuple(method.split(","))
+    home = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt
+    report = evaluation.probe(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv",
+                              against=against, seed=seed)
+    (home / "probe.json").write_text(json.dumps(report, indent=2))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=2))
+    console.print(evaluation.as_table(report))
+
+
+def export(ckpt: Positional[Path], out: Positional[Path], /, format: Literal["native"] = "native") -> None:
+    """Writes the encoder as safetensors plus config, reloads it and compares.
+
+    Args:
+        ckpt: A run folder (its latest step) or one step folder.
+        out: Folder for config.json and model.safetensors.
+        format: native: for `cora.load`.
+    """
+    from cora.measure.features import trained
+    from cora.store import weights
+
+    settings, encoder = trained(ckpt)
+    worst = weights.save(out, settings.model, encoder.encoder)
+    console.print(f"{out}: reloaded and compared, largest difference {worst}")
+
+
+def report(run: Positional[Path], /) -> None:
+    """Writes one self-contained report.html of a run folder into it.
+
+    Args:
+        run: The --workdir of a `cora pretrain`, or the folder of a `cora demo`.
+    """
+    from cora.report import gather, write
+
+    console.print(f"{write(run, run, gather.gallery(run))}", soft_wrap=True)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "export": export, "report": report,
+}
+
+
+def usage() -> str:
+    """Returns the list of verbs, a line each."""
+    lines = [f"  {name:<10}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(["usage: cora VERB ... (cora VERB --help explains it)", *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one verb; what the user can mend is one line on standard error and exit status 1."""
+    from cora.store.checkpoint import CheckpointError
+    from cora.store.record import Diverged, RecordError
+    from cora.video.codec import VideoError
+    from cora.video.ledger import CorpusError
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] not in VERBS:
+        print(usage(), file=sys.stdout if words[:1] in (["-h"], ["--help"]) else sys.stderr)
+        raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else 2)
+    verb = VERBS[words[0]]
+    try:
+        if verb is pretrain:
+            pretrain(words[1:])
+        else:
+            tyro.cli(verb, prog=f"cora {words[0]}", args=words[1:])
+    except (ValueError, CheckpointError, CorpusError, Diverged, RecordError, VideoError) as error:
+        print(f"cora {words[0]}: {error}", file=sys.stderr)
+        raise SystemExit(1) from error

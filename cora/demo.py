@@ -1,0 +1,58 @@
+"""The whole of Cora in one command: embedded corpus, pretraining, probes, export, report."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cora import config
+from cora.measure import evaluation
+from cora.measure.features import trained
+from cora.report import gather, write
+from cora.store import weights
+from cora.train import fit
+from cora.video import synthetic
+
+RECIPE = config.Pretrain(
+    corpus=config.Corpus(sampling="stride", crop_scale=(0.6, 1.0)),
+    run=config.Run(steps=1000, batch=16, save_every=250),
+)
+
+
+def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[str, Any]:
+    """Runs everything into `out` and returns what it writes to `out/summary.json`; `out/report.html` shows it.
+
+    Interrupted and run again it goes on; finished and run again it measures again.
+    """
+    begun = time.perf_counter()
+    console.rule("1  corpus")
+    source = synthetic.corpus()
+    console.print(f"embedded corpus: {source.parent}", soft_wrap=True)
+    console.rule("2  pretraining, without labels")
+    fit(recipe, out, live=console)
+    console.rule("3  frozen probes: can the motion be read from the features?")
+    report = evaluation.probe(out, source, methods=("linear", "knn"), ledger=out / "bad_files_probe.csv")
+    (out / "probe.json").write_text(json.dumps(report, indent=2))
+    console.print(evaluation.as_table(report))
+    console.rule("4  export")
+    settings, encoder = trained(out)
+    worst = weights.save(out / "encoder", settings.model, encoder.encoder)
+    console.print(f"{out / 'encoder'}: reloaded, largest difference {worst}", soft_wrap=True)
+    console.rule("5  report")
+    figures = ("accuracy", "ci95", "level", "per_level")
+    found = {
+        "probe": {
+            method: {"trained": report[method]["accuracy"], "random": report[method]["random"]["accuracy"],
+                     "pixels": report[method]["pixels"]["accuracy"],
+                     "detail": {name: report[method][name] for name in figures}}
+            for method in ("linear", "knn")
+        },
+        **gather.summary(out),
+    }
+    page = write(out, out, gather.gallery(out))
+    found["seconds"] = time.perf_counter() - begun
+    (out / "summary.json").write_text(json.dumps(found, indent=2))
+    console.print(f"open {page}\n{found['seconds']:.0f} seconds in all", soft_wrap=True)
+    return found

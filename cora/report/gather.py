@@ -1,0 +1,97 @@
+"""What a run folder has to show: its encoder's view of a few clips, and the run in numbers."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from cora import config
+from cora.measure.features import trained
+from cora.pc import masks
+from cora.report.material import Gallery
+from cora.store import record
+from cora.store.checkpoint import CheckpointError
+from cora.train import corpus_of
+from cora.types import Masks
+from cora.video.clips import views
+from cora.video.codec import VideoError
+from cora.video.manifest import Clip
+
+PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "decord2", "av", "scikit-learn", "numpy")
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """Returns {steps, seconds, clips_per_second, wait_share, rank_per_level, device, versions} of a run folder.
+
+    Rates are medians over the logged rows, after compilation; `seconds` counts the training of the last process.
+    """
+    rows = record.read(run / record.FILE) if (run / record.FILE).is_file() else []
+    if not rows:
+        raise CheckpointError(f"{run}: no rows in {record.FILE}; give the --workdir of a `cora pretrain`")
+    rates = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in ("clips_per_second", "wait_share")}
+    return {
+        "steps": rows[-1]["step"],
+        "seconds": rows[-1]["seconds"],
+        **{name: float(np.median(values)) if values else None for name, values in rates.items()},
+        "rank_per_level": rows[-1]["rank"],
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})",
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+    }
+
+
+def gallery(run: Path, *, count: int = 6) -> Gallery:
+    """Returns what the report draws of a run folder: `count` clips spread over the corpus' classes, and their latents.
+
+    `probe.json` and `summary.json` are shown where they lie in the folder.
+    """
+    settings, encoder = trained(run)
+    shown = _readable(settings, count)
+    clips = np.stack([video for _, video in shown])
+    z = np.asarray(encoder(clips))
+    grid = settings.model.grid
+    probe = run / "probe.json"
+    return Gallery(
+        clips=clips,
+        captions=tuple(clip.class_name or clip.path.name for clip, _ in shown),
+        tokens=_tokens(settings, len(clips)),
+        latents=z.transpose(1, 0, 2, 3).reshape(len(clips), len(z), *grid, -1),
+        probe=json.loads(probe.read_text()) if probe.is_file() else None,
+        summary=summary(run),
+    )
+
+
+def _readable(settings: config.Pretrain, count: int) -> list[tuple[Clip, np.ndarray]]:
+    """Returns up to `count` readable clips, of as many classes as there are, each with its frames."""
+    rows = corpus_of(settings.corpus).clips
+    order = sorted(range(len(rows)), key=lambda i: (sum(r.label == rows[i].label for r in rows[:i]), i))
+    found: list[tuple[Clip, np.ndarray]] = []
+    model = settings.model
+    for i in order[: 4 * count]:
+        try:
+            video = views(rows[i].path, settings.corpus, frames=model.frames, size=model.size, count=1)[0]
+        except VideoError:  # it stands in the run's ledger already
+            continue
+        found.append((rows[i], video))
+        if len(found) == count:
+            return found
+    if not found:
+        raise CheckpointError(f"none of the corpus' first {4 * count} clips can be read; see `cora pretrain`'s ledger")
+    return found
+
+
+def _tokens(settings: config.Pretrain, clips: int) -> dict[str, Int[np.ndarray, "V t h w"]]:
+    """Returns kind -> state of every token (0 neither, 1 context, 2 target) under masks as the run draws them."""
+    grid = settings.model.grid
+    states = {}
+    for number, (kind, blocks) in enumerate(masks.kinds(settings.mask, grid).items()):
+        drawn: Masks = masks.sample(jax.random.key(number), blocks, clips)
+        state = np.zeros((clips, int(np.prod(grid))), np.int32)
+        np.put_along_axis(state, np.asarray(drawn.context), 1, axis=1)
+        np.put_along_axis(state, np.asarray(drawn.target), 2, axis=1)
+        states[kind] = state.reshape(clips, *grid)
+    return states

@@ -1,0 +1,135 @@
+"""Laws of a run: resuming is exact, a run folder has one config, devices do not matter, clips teach something."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cora import config, train
+from cora.nets.hierarchy import build
+from cora.store import checkpoint, record, weights
+from cora.video import codec
+
+MODEL = config.Model(frames=4, size=16, patch=8, tubelet=2, width=16, heads=2, levels=2, predictor_width=8,
+                     predictor_heads=1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Twelve short films of a bright square that moves, and one file that is none."""
+    folder = tmp_path_factory.mktemp("films")
+    for i in range(12):
+        film = np.full((10, 24, 24, 3), 30 + 5 * i, np.uint8)
+        for t in range(10):
+            film[t, 4 : 12, (i + t) % 16 : (i + t) % 16 + 8] = 220 - 6 * i
+        codec.write(folder / f"{i:02}.mp4", film, 10.0)
+    (folder / "07b.mp4").write_text("not a film")
+    return folder
+
+
+def settings(corpus, **run):
+    return config.Pretrain(model=MODEL, corpus=config.Corpus(path=str(corpus), max_bad=0.5),
+                           run=config.Run(**{"steps": 6, "batch": 4, "log_every": 2, "save_every": 2, **run}))
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.fixture(scope="module")
+def straight(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, train.fit(settings(corpus), folder, live=False)
+
+
+def test_a_process_killed_at_any_moment_resumes_to_the_same_bits(corpus, straight, tmp_path):
+    """SIGKILL falls on a real process, once before and once after its first checkpoint."""
+    folder, undisturbed = straight
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import conftest, test_train as t; "
+            f"from pathlib import Path; from cora import train; "
+            f"train.fit(t.settings({str(corpus)!r}), Path({str(tmp_path)!r}), live=False)")
+    for enough in (tmp_path / "config.json", tmp_path / "checkpoints" / "2"):
+        process = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ), stderr=subprocess.DEVNULL)
+        deadline = time.time() + 120
+        while not enough.exists() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    state = train.fit(settings(corpus), tmp_path, live=False)
+    same(state, undisturbed)
+    steps = [row["step"] for row in record.read(tmp_path / record.FILE)]
+    assert steps == [row["step"] for row in record.read(folder / record.FILE)] == [2, 4, 6]
+    losses = [[row["loss"] for row in record.read(f / record.FILE)] for f in (folder, tmp_path)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_stays_as_it_is(corpus, straight):
+    folder, state = straight
+    same(train.fit(settings(corpus), folder, live=False), state)
+
+
+def test_the_unreadable_file_is_in_the_ledger(corpus, straight):
+    lines = (straight[0] / "bad_files.csv").read_text().splitlines()
+    assert lines[0] == "path,reason" and all("07b.mp4" in line for line in lines[1:])
+
+
+def test_a_folder_belongs_to_one_config(corpus, straight):
+    with pytest.raises(checkpoint.CheckpointError, match="run.seed: 0 there, 1 now"):
+        train.fit(settings(corpus, seed=1), straight[0], live=False)
+
+
+def test_another_seed_is_another_run(corpus, straight, tmp_path):
+    other = train.fit(settings(corpus, seed=1), tmp_path, live=False)
+    assert not np.array_equal(jax.tree.leaves(other.params)[0], jax.tree.leaves(straight[1].params)[0])
+
+
+@pytest.mark.parametrize("rule", ["local", "backprop_last", "backprop_all"])
+def test_a_step_lowers_the_loss_of_a_batch_it_sees_again(rule):
+    made = config.Pretrain(model=MODEL, learn=config.Learn(rule=rule), target=config.Target(kind="frozen"),
+                           optim=config.Optim(warmup=0.0, lr=3e-3), run=config.Run(steps=60))
+    hierarchy = build(MODEL)
+    step, state = jax.jit(train.make_step(hierarchy, made)), train.initialise(hierarchy, made)
+    video = jax.random.randint(jax.random.key(0), (8, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, video)
+        losses.append(np.asarray(metrics["loss"]))
+    assert (np.mean(losses[-5:], 0) < 0.97 * np.mean(losses[:5], 0)).all()
+    same(state.teacher, train.initialise(hierarchy, made).params.encoder)
+
+
+def test_two_devices_are_one():
+    assert jax.device_count() == 2
+    made, hierarchy = config.Pretrain(model=MODEL), build(MODEL)
+    video = jax.random.randint(jax.random.key(0), (4, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
+    step = train.make_step(hierarchy, made)
+    alone = jax.jit(step)(train.initialise(hierarchy, made), video)[1]
+    mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+    split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
+    both = jax.jit(step, in_shardings=(whole, split))(train.initialise(hierarchy, made), video)[1]
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(alone[name], both[name], rtol=1e-5)
+
+
+def test_export_comes_back_bit_for_bit_and_a_misfit_is_named(straight, tmp_path):
+    encoder = straight[1].teacher
+    assert weights.save(tmp_path, MODEL, encoder) == 0.0
+    again = weights.load(tmp_path)
+    same(again.encoder, encoder)
+    clips = np.zeros((1, 4, 16, 16, 3), np.uint8)
+    assert again(clips).shape == (2, 1, 8, 16)
+    with pytest.raises(ValueError, match="float32"):
+        again(clips.astype(np.float32))
+    meta = json.loads((tmp_path / "config.json").read_text())
+    meta["model"]["levels"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(meta))
+    with pytest.raises(weights.WeightsError, match="levels.blocks.block0.fc1"):
+        weights.load(tmp_path)

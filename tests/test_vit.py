@@ -1,0 +1,98 @@
+"""The transformer: equality with an independent float64 implementation, and the laws of positions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cora.nets import vit
+
+GRID = (2, 3, 4)
+
+
+def slow_block(p, x, ids, heads, style):
+    """One block for one clip in NumPy float64 loops, from the definition and not from the code under test."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), p)
+
+    def norm(y, q):
+        return (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * q["scale"] + q["bias"]
+
+    def dense(y, q):
+        return y @ q["linear"]["kernel"] + q["linear"]["bias"]
+
+    n, width = x.shape
+    d = width // heads
+    run = 2 * ((d // 3) // 2)
+
+    def turn(v, token):
+        out = v.copy()
+        for axis, pos in enumerate((token // 12, token % 12 // 4, token % 4)):
+            for k in range(run // 2):
+                even, odd = axis * run + 2 * k, axis * run + 2 * k + 1
+                index = [(2 * k) % (run // 2), (2 * k + 1) % (run // 2)] if style == "tiled" else [k, k]
+                a, b = (pos * 10000 ** (-i / (run / 2)) for i in index)
+                out[even] = v[even] * math.cos(a) - v[odd] * math.sin(a)
+                out[odd] = v[odd] * math.cos(b) + v[even] * math.sin(b)
+        return out
+
+    qkv = dense(norm(x, p["norm1"]), p["qkv"]).reshape(n, 3, heads, d)
+    mixed = np.zeros((n, heads, d))
+    for h in range(heads):
+        q = np.stack([turn(qkv[i, 0, h], ids[i]) for i in range(n)])
+        k = np.stack([turn(qkv[i, 1, h], ids[i]) for i in range(n)])
+        score = np.exp(q @ k.T / math.sqrt(d))
+        mixed[:, h] = score / score.sum(1, keepdims=True) @ qkv[:, 2, h]
+    x = x + dense(mixed.reshape(n, width), p["proj"])
+    hidden = dense(norm(x, p["norm2"]), p["fc1"])
+    gelu = np.vectorize(lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))))
+    return x + dense(gelu(hidden), p["fc2"])
+
+
+@pytest.mark.parametrize("style", ["tiled", "interleaved"])
+def test_block_equals_an_independent_implementation(style):
+    block = vit.Block(2, 4.0, GRID, style)
+    ids = np.array([[0, 3, 7, 12, 18, 23]])
+    x = jax.random.normal(jax.random.key(0), (1, 6, 28))
+    p = block.init(jax.random.key(1), x, jnp.array(ids))["params"]
+    # Amplified weights: with small ones a missing rotation hides under any tolerance.
+    p = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape), p)
+    np.testing.assert_allclose(block.apply({"params": p}, x, jnp.array(ids))[0],
+                               slow_block(p, np.asarray(x[0], np.float64), ids[0], 2, style), atol=2e-4, rtol=1e-4)
+
+
+def test_interleaved_positions_are_relative_and_tiled_ones_are_not():
+    def score(style, shift):
+        cos, sin = vit.rotary_table((8, 8, 8), 24, style)
+        q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 24))
+        token = lambda t, h, w: t * 64 + h * 8 + w  # noqa: E731
+        a, b = token(1 + shift, 2 + shift, 3), token(3 + shift, 1 + shift, 4)
+        return float(jnp.sum(vit.rotate(q, cos[None, a : a + 1], sin[None, a : a + 1])
+                             * vit.rotate(k, cos[None, b : b + 1], sin[None, b : b + 1])))
+
+    assert abs(score("interleaved", 0) - score("interleaved", 3)) < 1e-5
+    assert abs(score("tiled", 0) - score("tiled", 3)) > 1e-2
+
+
+def test_a_stack_does_not_care_for_the_order_of_its_tokens():
+    stack = vit.Stack(2, 2, 4.0, GRID, "tiled")
+    x, ids = jax.random.normal(jax.random.key(0), (2, 8, 24)), jnp.tile(jnp.arange(8)[None], (2, 1))
+    p = stack.init(jax.random.key(1), x, ids)
+    order = jnp.array([3, 1, 7, 0, 2, 6, 5, 4])
+    np.testing.assert_allclose(stack.apply(p, x[:, order], ids[:, order]), stack.apply(p, x, ids)[:, order], atol=1e-5)
+
+
+def test_patchify_puts_every_pixel_where_its_token_stands():
+    clip = np.arange(4 * 6 * 6 * 3).reshape(1, 4, 6, 6, 3).astype(np.float32)
+    tokens = np.asarray(vit.patchify(jnp.array(clip), 2, 3))
+    assert tokens.shape == (1, 8, 54)
+    for token in range(8):
+        t, h, w = token // 4 * 2, token % 4 // 2 * 3, token % 2 * 3
+        np.testing.assert_array_equal(tokens[0, token], clip[0, t : t + 2, h : h + 3, w : w + 3].ravel())
+
+
+def test_gelu_is_exact():
+    x = jnp.linspace(-5, 5, 101)
+    np.testing.assert_allclose(vit.gelu(x), [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in np.asarray(x, float)],
+                               atol=1e-6)
