@@ -19,7 +19,7 @@ def put(root: Path, **texts: str) -> Path:
 
 def ours(root: Path) -> Path:
     put(root, manifest_dot_csv="path,label,class_name,group,split,trial\n"
-        "a/x 1.mp4,1,run,p1,train,7\na/y.mp4,0,hop,p2,test,7\na/z.mp4,,,,validation,7\n")
+        "a/x 1.mp4,1,run,p1,train,7\na/y.mp4,0,hop,p2,test,7\na/z.mp4,-1,,,validation,7\n")
     return root / "manifest.csv"
 
 

@@ -157,6 +157,13 @@ def test_a_section_of_ones_own_is_added_by_passing_it(tmp_path, run, gallery):
         page(tmp_path, run, gallery, sections=(sections.facts, sections.facts))
 
 
+@pytest.mark.parametrize("rate", [None, float("nan")])
+def test_a_run_too_short_for_rates_still_has_a_page(tmp_path, run, gallery, rate):
+    short = gallery._replace(summary=gallery.summary | {"clips_per_second": rate, "wait_share": rate})
+    text = page(tmp_path, run, short, sections=(sections.facts,)).text
+    assert "too short a run to tell" in text and "clips/s" not in text and "nan" not in text.lower()
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ({"captions": ("one",)}, "1 captions of 2 clips"),
     ({"clips": np.zeros((2, 8, 32, 32, 3), np.float32)}, "must be uint8"),
@@ -215,6 +222,7 @@ def test_the_verdict_rests_on_the_last_tenth():
 @pytest.mark.parametrize(("trained", "words"), [
     (0.7, "clearly better than the same network untrained (40%), and clearly better than raw pixels (50%)"),
     (0.55, "clearly better than the same network untrained (40%), and above raw pixels (50%), though"),
+    (0.47, "above the same network untrained (40%), though the intervals overlap, and no better than raw pixels"),
     (0.4, "no better than the same network untrained (40%), and no better than raw pixels"),
 ])
 def test_a_score_is_compared_by_its_intervals(trained, words):
@@ -236,7 +244,7 @@ def test_thinning_keeps_short_curves_and_the_mean_of_long_ones():
     assert reading.thin(values, 1000) is values
     thinned = reading.thin(values, 100)
     np.testing.assert_allclose(thinned, values.reshape(100, 10, 2).mean(1))
-    assert reading.thin(values[:999, 0], 100).shape == (100,)
+    np.testing.assert_allclose(reading.thin(np.full(999, 2.5), 100), np.full(100, 2.5))
 
 
 def test_smoothing_is_the_mean_of_the_window_without_nan():
@@ -272,6 +280,8 @@ def test_collapsed_latents_give_grey():
     assert (colours == 128).all() and share == 0
     line = np.zeros((1, 2, 3, 3, 2))
     line[..., 0] = np.arange(18).reshape(1, 2, 3, 3)
+    turned = line @ np.array([[0.6, 0.8], [-0.8, 0.6]])  # leaves rounding where there was nothing
+    assert (reading.colour_maps(turned)[0][..., 1:] == 128).all()
     colours, share = reading.colour_maps(line)
     assert share == pytest.approx(1) and (colours[..., 1:] == 128).all() and np.ptp(colours[..., 0]) == 255
 

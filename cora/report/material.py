@@ -20,7 +20,8 @@ class Gallery(NamedTuple):
     """JSON of the probe: {method: {accuracy, ci95, level, per_level, random: {...}, pixels: {...}}, n_train, n_test,
     groups}; `chance`, the accuracy of guessing, is drawn where it is given. None: not probed yet."""
     summary: dict[str, Any]
-    """steps, seconds, clips_per_second, wait_share, device, versions {package: version}, rank_per_level."""
+    """steps, seconds, clips_per_second, wait_share, device, versions {package: version}, rank_per_level; a rate
+    of None or nan is one that a run was too short to measure."""
 
 
 class Material(NamedTuple):

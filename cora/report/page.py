@@ -114,11 +114,16 @@ def headline(material: Material) -> str:
     tiles.append(("Collapse", {"healthy": "Healthy", "warning": "Warning", "unknown": "Unknown"}[state],
                   f"effective rank {min(ranks):.0f} to {max(ranks):.0f} of {width}" if ranks else "rank not recorded"))
     tiles.append(("Training", f"{summary['steps']:,} steps", f"in {duration(summary['seconds'])}"))
-    waits = summary["wait_share"]
-    tiles.append(("Speed", f"{summary['clips_per_second']:,.0f} clips/s",
-                  f"{waits:.0%} of the time waiting for data" if np.isfinite(waits) else str(summary["device"])))
+    speed, waits = summary["clips_per_second"], summary["wait_share"]
+    tiles.append(("Speed", "–" if unknown(speed) else f"{speed:,.0f} clips/s",
+                  "too short a run to tell" if unknown(waits) else f"{waits:.0%} of the time waiting for data"))
     return "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(remark)}</small></div>"
                    for name, value, remark in tiles)
+
+
+def unknown(value: float | None) -> bool:
+    """Returns whether a rate could not be measured: None in a summary, nan in a row."""
+    return value is None or not np.isfinite(value)
 
 
 def duration(seconds: float) -> str:

@@ -233,7 +233,7 @@ def facts(material: Material) -> Section:
 
 def plain(value: object) -> str:
     """Returns a value of JSON as a reader would write it: few digits, lists with commas, a dash for nothing."""
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # nan alone differs from itself
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
