@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from tyro.conf import Positional
 
 from cora import config
 
 console = Console()
-Positional = tyro.conf.Positional
 
 
 def demo(out: Path = Path("demo")) -> None:
@@ -36,14 +36,12 @@ def pretrain(arguments: Sequence[str]) -> None:
                          "       cora pretrain RECIPE.py --help   lists every field")
     recipe = load_recipe(Path(arguments[0]))
 
-    def run(settings: Annotated[config.Pretrain, tyro.conf.arg(name="")], workdir: Path) -> None:
+    def run(workdir: Path, settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
         fit(settings, workdir, live=console)
-        console.print(f"{workdir}: {settings.run.steps} steps; next: cora probe {workdir} MANIFEST, cora report {workdir}")
+        console.print(f"{workdir}: {settings.run.steps} steps done; "
+                      f"next: cora probe {workdir} MANIFEST, cora report {workdir}", soft_wrap=True)
 
-    def parsed(workdir: Path, settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
-        run(settings, workdir)
-
-    tyro.cli(parsed, prog=f"cora pretrain {arguments[0]}", args=arguments[1:], description=pretrain.__doc__)
+    tyro.cli(run, prog=f"cora pretrain {arguments[0]}", args=arguments[1:], description=pretrain.__doc__)
 
 
 def load_recipe(path: Path) -> config.Pretrain:

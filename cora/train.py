@@ -125,17 +125,19 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
     state = book.restore(state, data) or state
     done = int(jax.device_get(state.step))
-    with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as book_of, \
+    with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as kept, \
             jax.transfer_guard("disallow"):
         for i in range(done, settings.run.steps):
-            book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
-            with book_of.clock.waiting():
+            if book.due(i):
+                kept.settle()  # so that no row is lost to a kill, and no diverged state is kept
+                book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
+            with kept.clock.waiting():
                 video = jax.make_array_from_process_local_data(split, next(data)["video"])
             logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
             state, metrics = step(state, video)
-            book_of.clock.tick(settings.run.batch)
+            kept.clock.tick(settings.run.batch)
             if logged:
-                book_of.later(i + 1, metrics | check(state.teacher, video))
-    book.save(settings.run.steps, state, data, force=True)
+                kept.later(i + 1, metrics | check(state.teacher, video))
+    book.save(settings.run.steps, state, data)
     book.close()
     return state

@@ -32,8 +32,8 @@ def cut_sum(hierarchy, params, teacher, evidence):
     """The same objective written the plain way: a Python loop with a stop-gradient between the levels."""
     z, full = start(hierarchy, params.encoder.embed, evidence), hierarchy.embed(teacher.embed, evidence.patches)
     total = jnp.zeros(())
-    for l in range(MODEL.levels):
-        tree, predictor, above = (jax.tree.map(lambda x, l=l: x[l], t)
+    for level in range(MODEL.levels):
+        tree, predictor, above = (jax.tree.map(lambda x, at=level: x[at], t)
                                   for t in (params.encoder.levels, params.predictors, teacher.levels))
         full, goal = teach(hierarchy, above, full)
         energy, z = level_energy(hierarchy, tree, predictor, z, goal, list(evidence.masks))
@@ -89,7 +89,7 @@ def test_a_gradient_agrees_with_finite_differences(case):
     hierarchy, params, teacher, evidence = case
     gradient, _ = learn.backprop_all(*case)
     direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size + 1), x.shape), params)
-    slope = sum(float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    slope = float(jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))))
 
     def at(step):
         p = jax.tree.map(lambda x, d: x + step * d, params, direction)

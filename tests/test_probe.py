@@ -100,6 +100,18 @@ def test_neighbours_vote_by_cosine() -> None:
     assert np.array_equal(probe._knn(x, 7 * rest, table.label[:40], [1])[0], table.label[:40][nearest])
 
 
+def test_nearer_neighbours_weigh_more_and_break_ties() -> None:
+    angles = np.array([0.3, 0.1])  # class 0 is farther from the row in question than class 1
+    fit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert probe._knn(fit, np.array([[1.0, 0.0]]), np.array([0, 1]), [2])[0] == [1]
+
+
+def test_constant_pixels_are_read_at_chance_and_not_an_error() -> None:
+    table = toy()
+    flat = table._replace(features=table.features * 0 + 1)
+    assert probe.evaluate(flat, "linear", prepare=probe.principal).accuracy == pytest.approx(1 / 3)
+
+
 # ----------------------------------------------------------------------------------------------------- preparations
 
 

@@ -82,7 +82,7 @@ def test_the_unreadable_file_is_in_the_ledger(corpus, straight):
 
 
 def test_a_folder_belongs_to_one_config(corpus, straight):
-    with pytest.raises(checkpoint.CheckpointError, match="run.seed: 0 there, 1 now"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"run\.seed: 0 there, 1 now"):
         train.fit(settings(corpus, seed=1), straight[0], live=False)
 
 
@@ -131,5 +131,5 @@ def test_export_comes_back_bit_for_bit_and_a_misfit_is_named(straight, tmp_path)
     meta = json.loads((tmp_path / "config.json").read_text())
     meta["model"]["levels"] = 3
     (tmp_path / "config.json").write_text(json.dumps(meta))
-    with pytest.raises(weights.WeightsError, match="levels.blocks.block0.fc1"):
+    with pytest.raises(weights.WeightsError, match=r"levels\.blocks\.block0\.fc1"):
         weights.load(tmp_path)

@@ -76,5 +76,6 @@ def as_table(report: Mapping[str, Any]) -> Lines:
         for name, score in {"trained": own, **others}.items():
             low, high = score["ci95"]
             each = " ".join(f"{x:.3f}" for x in score["per_level"])
-            lines.add_row(method, name, f"{score['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", str(score["level"]), each)
+            cells = f"{score['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", str(score["level"])
+            lines.add_row(method, name, *cells, each)
     return lines

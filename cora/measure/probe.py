@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -159,8 +158,8 @@ def principal(fit: Float[np.ndarray, "m F"], rest: Float[np.ndarray, "r F"],
     """
     mean = fit.mean(0)
     fit, rest = rotate(fit - mean, rest - mean)
-    axes = PCA(min(COMPONENTS, *fit.shape), svd_solver="full").fit(fit)
-    fit, rest = axes.transform(fit), axes.transform(rest)
+    axes = np.linalg.svd(fit, full_matrices=False)[2][:COMPONENTS].T
+    fit, rest = fit @ axes, rest @ axes
     size = np.sqrt(np.square(fit).mean()) or 1.0
     return fit / size, rest / size
 

@@ -42,10 +42,10 @@ def build(model: config.Model) -> Hierarchy:
         )
 
     return Hierarchy(
-        embed=lambda tree, patches: embed.apply({"params": tree}, patches),
-        encode=lambda tree, z, ids: stack.apply({"params": tree["blocks"]}, z, ids),
-        norm=lambda tree, z: norm.apply({"params": tree["norm"]}, z),
-        predict=lambda tree, z, masks: predictor.apply({"params": tree}, z, masks.context, masks.target),
+        embed=lambda tree, patches: vit.apply(embed, tree, patches),
+        encode=lambda tree, z, ids: vit.apply(stack, tree["blocks"], z, ids),
+        norm=lambda tree, z: vit.apply(norm, tree["norm"], z),
+        predict=lambda tree, z, masks: vit.apply(predictor, tree, z, masks.context, masks.target),
         init=init,
         patches=lambda clips: vit.patchify(standardise(clips), model.tubelet, model.patch),
     )

@@ -5,14 +5,23 @@ so that any subset of a clip can be encoded.
 Source: V-JEPA 2 (arXiv 2506.09985); positions as in Hugging Face's VJEPA2Model.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from cora.types import Tree
+
 EPS = 1e-6
+INIT = nn.initializers.variance_scaling(0.4, "fan_in", "truncated_normal")
+"""V-JEPA's standard deviation of .02 at width 1024, kept in proportion to 1/sqrt(inputs) at other widths."""
+
+
+def apply(module: nn.Module, tree: Tree, *inputs: Array) -> Array:
+    """Returns the module's output with these parameters."""
+    return cast(Array, module.apply({"params": tree}, *inputs))
 
 
 def patchify(clips: Float[Array, "B T S S 3"], tubelet: int, patch: int) -> Float[Array, "B N P"]:
@@ -80,7 +89,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B K W"]) -> Float[Array, "B K V"]:
-        dense = nn.Dense(self.features, kernel_init=nn.initializers.variance_scaling(0.4, "fan_in", "truncated_normal"), name="linear")
+        dense = nn.Dense(self.features, kernel_init=INIT, name="linear")
         return dense(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 

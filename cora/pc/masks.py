@@ -21,10 +21,10 @@ TRIES = 8
 
 
 class Blocks(NamedTuple):
-    """One kind of mask on one grid: `count` blocks of `scale` of the frame, `context` seen and `target` predicted."""
+    """One kind of mask on one grid: `number` blocks of `scale` of the frame, `context` seen and `target` predicted."""
 
     grid: tuple[int, int, int]
-    count: int
+    number: int
     scale: float
     aspect: tuple[float, float]
     context: int
@@ -52,8 +52,8 @@ def covered(key: Key, blocks: Blocks) -> Bool[Array, "h w"]:
     area = blocks.scale * height * width
     h = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, height).astype(jnp.int32)
     w = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, width).astype(jnp.int32)
-    top = jax.random.randint(row_key, (blocks.count, 1), 0, height - h + 1)
-    left = jax.random.randint(column_key, (blocks.count, 1), 0, width - w + 1)
+    top = jax.random.randint(row_key, (blocks.number, 1), 0, height - h + 1)
+    left = jax.random.randint(column_key, (blocks.number, 1), 0, width - w + 1)
     rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
     in_rows = (rows >= top) & (rows < top + h)
     in_columns = (columns >= left) & (columns < left + w)

@@ -39,7 +39,8 @@ def claim(workdir: Path, wanted: config.Pretrain) -> None:
         bad = {name: values for name, values in differs.items() if name not in free}
         if bad:
             lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in bad.items()]
-            raise CheckpointError("\n".join([f"{workdir} belongs to another config; choose another --workdir:", *lines]))
+            head = f"{workdir} belongs to another config; choose another --workdir:"
+            raise CheckpointError("\n".join([head, *lines]))
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / "config.json.part"
     temporary.write_text(config.to_json(wanted))
@@ -53,15 +54,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=save_every, create=True)
         self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
-    def save(self, step: int, state: State, data: grain.DatasetIterator, *, force: bool = False) -> None:
-        """Saves if this step is due (or `force`). Call it before the next batch is drawn, or resuming skips one."""
-        if self._manager.latest_step() == step or not (force or self._manager.should_save(step)):
-            return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(data))
-        self._manager.save(step, args=items, force=force)
+    def due(self, step: int) -> bool:
+        """Returns whether a checkpoint of this step should be saved now."""
+        return self._manager.latest_step() != step and self._manager.should_save(step)
+
+    def save(self, step: int, state: State, data: grain.DatasetIterator) -> None:
+        """Saves unless it stands there. Call it before the next batch is drawn, or resuming skips one."""
+        if self._manager.latest_step() != step:
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(data))
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, like: State, data: grain.DatasetIterator) -> State | None:
-        """Returns the latest state in the shardings of `like` and sets `data` to where it stood; None if there is none."""
+        """Returns the latest state, sharded as `like`, and sets `data` to where it stood; None if there is none."""
         step = self._manager.latest_step()
         if step is None:
             return None
@@ -79,6 +83,6 @@ def read_state(path: Path, like: State) -> tuple[int, State]:
     with ocp.CheckpointManager(root.absolute()) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or not root.is_dir():
-            raise CheckpointError(f"{path}: no checkpoint here; give the --workdir of a `cora pretrain` or a step folder")
+            raise CheckpointError(f"{path}: no checkpoint; give the --workdir of a `cora pretrain` or a step folder")
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return step, manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
