@@ -159,6 +159,10 @@ class Target:
 
     kind: Literal["ema", "frozen"] = "ema"
     """`ema`: a moving average of the learner (V-JEPA); `frozen`: the encoder as it was at step 0."""
+    of: Literal["whole", "change"] = "whole"
+    """`whole`: every token's latents, layer-normed (V-JEPA); `change`: what of them departs from their mean over
+    time at the same place, so that what stands still is neither rewarded nor learned."""
+    error: Literal["absolute", "squared"] = "absolute"
     momentum: tuple[float, float] = (0.99, 1.0)
     """The moving average's momentum at the first and the last step, linear between them."""
 

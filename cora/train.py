@@ -62,6 +62,11 @@ def momentum(target: config.Target, steps: int, step: Int[Array, ""]) -> Float[A
     return first + (last - first) * jnp.minimum(step.astype(jnp.float32) / steps, 1.0)
 
 
+def readout(state: TrainState, target: config.Target) -> Encoder:
+    """Returns the encoder that a run is for: the moving average where there is one, else the learner."""
+    return state.teacher if target.kind == "ema" else state.params.encoder
+
+
 def initialise(hierarchy: Hierarchy, settings: config.Pretrain) -> TrainState:
     """Returns the state at step 0; the teacher starts as a copy of the learner."""
     params = hierarchy.init(jax.random.key(settings.run.seed))
@@ -118,7 +123,7 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     checkpoint.claim(workdir, settings)
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    hierarchy, data = build(settings.model), loader(settings, workdir)
+    hierarchy, data = build(settings.model, settings.target), loader(settings, workdir)
     state = jax.jit(lambda: initialise(hierarchy, settings), out_shardings=whole)()
     step = jax.jit(make_step(hierarchy, settings), donate_argnums=0, in_shardings=(whole, split))
     check = jax.jit(lambda encoder, video: health(latents(hierarchy, encoder, video)), in_shardings=(whole, split))
@@ -137,7 +142,7 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
             state, metrics = step(state, video)
             kept.clock.tick(settings.run.batch)
             if logged:
-                kept.later(i + 1, metrics | check(state.teacher, video))
+                kept.later(i + 1, metrics | check(readout(state, settings.target), video))
     book.save(settings.run.steps, state, data)
     book.close()
     return state

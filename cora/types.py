@@ -52,6 +52,10 @@ class Hierarchy(NamedTuple):
     """The latents that are read out of a level: its layer-normed value node."""
     predict: Callable[[Tree, Float[Array, "B C D"], Masks], Float[Array, "B M D"]]
     """g_l: predicted latents of the hidden tokens from the normed latents of the context."""
+    goal: Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]
+    """t_l from the teacher's normed latents of whole clips."""
+    error: Callable[[Float[Array, "B M D"], Float[Array, "B M D"]], Float[Array, ""]]
+    """ρ(t - g), a mean over clips, tokens and channels."""
     init: Callable[[Key], Params]
     patches: Callable[[UInt8[Array, "B T S S 3"]], Float[Array, "B N P"]]
     """Standardised tubelets of a clip; pixels 0 to 255."""

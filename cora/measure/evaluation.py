@@ -8,7 +8,7 @@ from rich.table import Table as Lines
 
 from cora import config
 from cora.measure import features
-from cora.measure.probe import Method, evaluate
+from cora.measure.probe import Method, evaluate, principal
 from cora.measure.probe import probe as compare
 from cora.measure.table import SPLITS, Table
 from cora.store.weights import Pretrained
@@ -61,7 +61,7 @@ def probe(
     report = compare(found["trained"], found["random"], found["pixels"], methods, seed=seed)
     if "against" in found:
         for method in methods:
-            score = evaluate(found["against"], method, seed=seed)._asdict()
+            score = evaluate(found["against"], method, seed=seed, prepare=principal)._asdict()
             report[method]["against"] = {k: list(v) if isinstance(v, tuple) else v for k, v in score.items()}
     return report
 

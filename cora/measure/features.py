@@ -17,7 +17,7 @@ from cora.measure.table import Table
 from cora.nets.hierarchy import build
 from cora.store import checkpoint
 from cora.store.weights import Pretrained
-from cora.train import initialise
+from cora.train import initialise, readout
 from cora.video.clips import views
 from cora.video.codec import VideoError
 from cora.video.ledger import Ledger
@@ -30,17 +30,32 @@ BATCH = 32
 
 
 def pooled(encoder: Pretrained) -> Reader:
-    """Returns the reader of a frozen encoder: normed latents of each level, averaged over space at each time step.
+    """Returns the reader of a frozen encoder: three summaries of each level's normed latents z(time, place).
 
-    F is T' D, time first, so that a linear probe can tell what came before what.
+    With z averaged over 2 x 2 quarters of the frame: their mean over time (what is there), their departures from that
+    mean at each time step (what happens, when and roughly where); and, at every place, the standard deviation over
+    time (how much happens exactly where). F = (1 + T') 4 D + h w D. All that a still scene has in common with itself
+    goes to the first, so that the order of events is not buried under it.
     """
     t, h, w = encoder.model.grid
 
     def read(video: Clips) -> Float[np.ndarray, "L B F"]:
         z = np.asarray(encoder(video))
-        return z.reshape(*z.shape[:2], t, h * w, -1).mean(3).reshape(*z.shape[:2], -1)
+        z = z.reshape(*z.shape[:2], t, h, w, -1)
+        coarse = _quarters(z)
+        mean = coarse.mean(2, keepdims=True)
+        parts = (mean, coarse - mean, z.std(2))
+        return np.concatenate([part.reshape(*z.shape[:2], -1) for part in parts], axis=2)
 
     return read
+
+
+def _quarters(z: Float[np.ndarray, "L B t h w D"]) -> Float[np.ndarray, "L B t a b D"]:
+    """Returns the latents averaged over each quarter of the frame (over halves, or all, where a side has one token)."""
+    for axis in (3, 4):
+        parts = np.array_split(z, min(2, z.shape[axis]), axis=axis)
+        z = np.stack([part.mean(axis) for part in parts], axis=axis)
+    return z
 
 
 def per_token(encoder: Pretrained) -> Reader:
@@ -54,11 +69,11 @@ def ordered_pixels(video: Clips) -> Float[np.ndarray, "1 B F"]:
 
 
 def trained(path: Path) -> tuple[config.Pretrain, Pretrained]:
-    """Returns (config, frozen teacher encoder) of a run folder's latest checkpoint or of one step folder."""
+    """Returns (config, frozen encoder) of a run folder's latest checkpoint or of one step folder."""
     settings = checkpoint.config_of(path)
     hierarchy = build(settings.model)
     _, state = checkpoint.read_state(path, jax.eval_shape(lambda: initialise(hierarchy, settings)))
-    return settings, Pretrained(settings.model, state.teacher)
+    return settings, Pretrained(settings.model, readout(state, settings.target))
 
 
 def untrained(settings: config.Pretrain) -> Pretrained:

@@ -64,7 +64,7 @@ def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method
 
     {method: {accuracy, ci95, ci_over, level, per_level, settings, held_out, random: {...}, pixels: {...}}, n_train,
     n_test, groups, drawn_split}, where `groups` counts the named groups of the test rows and `drawn_split` says
-    that the corpus had no split. Pixels are read through their principal components. Raises ValueError as
+    that the corpus had no split. All three are read through their principal components. Raises ValueError as
     `evaluate` does, and if the three tables are not of the same clips in the same order.
     """
     for name, other in (("random", random), ("pixels", pixels)):
@@ -74,8 +74,9 @@ def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method
                                  "all must hold the same clips in the same order")
     report: dict[str, Any] = {}
     for method in methods:
-        own, untrained = (_plain(evaluate(table, method, seed=seed)) for table in (trained, random))
-        floor = _plain(evaluate(pixels, method, seed=seed, prepare=principal))
+        own, untrained, floor = (
+            _plain(evaluate(table, method, seed=seed, prepare=principal)) for table in (trained, random, pixels)
+        )
         report[method] = own | {"random": untrained, "pixels": floor}
     split = settle_split(trained, seed).split
     return report | {"n_train": int((split == "train").sum()), "n_test": int((split == "test").sum()),
@@ -153,7 +154,7 @@ def principal(fit: Float[np.ndarray, "m F"], rest: Float[np.ndarray, "r F"],
               ) -> tuple[Float[np.ndarray, "m P"], Float[np.ndarray, "r P"]]:
     """Returns both on the first P = min(COMPONENTS, m, F) principal components of `fit`, divided by one number.
 
-    For numbers of one unit, as pixels are: to give every pixel the same deviation would raise the noise of pixels
+    For numbers of one unit, as pixels and latents are: to give each the same deviation would raise the noise of those
     that hardly ever change to the height of those that tell classes apart.
     """
     mean = fit.mean(0)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt8
 
 from cora import config
 from cora.nets import vit
+from cora.pc import targets
 from cora.types import Encoder, Hierarchy, Key, Params, Tree
 
 # ImageNet's channel statistics, which V-JEPA 2 and its Hugging Face processor use, scaled to pixels of 0 to 255.
@@ -17,8 +18,9 @@ MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
-def build(model: config.Model) -> Hierarchy:
-    """Returns the hierarchy of this config."""
+def build(model: config.Model, target: config.Target | None = None) -> Hierarchy:
+    """Returns the hierarchy of this config; `target` (by default V-JEPA's) matters to its energies alone."""
+    target = target or config.Target()
     stack = vit.Stack(model.blocks, model.heads, model.mlp_ratio, model.grid, model.rope)
     inner = vit.Stack(model.predictor_depth, model.predictor_heads, model.mlp_ratio, model.grid, model.rope)
     embed, norm = vit.Embed(model.width), vit.Norm()
@@ -46,6 +48,8 @@ def build(model: config.Model) -> Hierarchy:
         encode=lambda tree, z, ids: vit.apply(stack, tree["blocks"], z, ids),
         norm=lambda tree, z: vit.apply(norm, tree["norm"], z),
         predict=lambda tree, z, masks: vit.apply(predictor, tree, z, masks.context, masks.target),
+        goal=targets.of(target, model.grid[0]),
+        error=targets.ERRORS[target.error],
         init=init,
         patches=lambda clips: vit.patchify(standardise(clips), model.tubelet, model.patch),
     )

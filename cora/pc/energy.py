@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cora.pc.regularise import layer_norm
 from cora.types import Encoder, Evidence, Hierarchy, Masks, Tree
 
 Latents = Float[Array, "B _ D"]
@@ -14,11 +13,6 @@ Latents = Float[Array, "B _ D"]
 def gather(x: Float[Array, "B N D"], ids: Int[Array, "B K"]) -> Float[Array, "B K D"]:
     """Returns the tokens of x with these ids."""
     return jnp.take_along_axis(x, ids[..., None], axis=1)
-
-
-def absolute(predicted: Float[Array, "B M D"], target: Float[Array, "B M D"]) -> Float[Array, ""]:
-    """Returns the mean of |t - g| over clips, tokens and channels (V-JEPA's L1)."""
-    return jnp.mean(jnp.abs(target - predicted))
 
 
 def level_energy(
@@ -31,7 +25,7 @@ def level_energy(
     """
     z = [hierarchy.encode(tree, x, m.context) for x, m in zip(z, masks, strict=True)]
     errors = [
-        absolute(hierarchy.predict(predictor, hierarchy.norm(tree, x), m), gather(goal, m.target))
+        hierarchy.error(hierarchy.predict(predictor, hierarchy.norm(tree, x), m), gather(goal, m.target))
         for x, m in zip(z, masks, strict=True)
     ]
     return jnp.mean(jnp.stack(errors)), z
@@ -40,10 +34,10 @@ def level_energy(
 def teach(
     hierarchy: Hierarchy, tree: Tree, full: Float[Array, "B N D"]
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
-    """Returns the teacher's z_l for whole clips and the targets made of it: normed, then layer-normed without scale."""
+    """Returns the teacher's z_l for whole clips and the targets made of it."""
     ids = jnp.broadcast_to(jnp.arange(full.shape[1]), full.shape[:2])
     full = hierarchy.encode(tree, full, ids)
-    return full, layer_norm(hierarchy.norm(tree, full))
+    return full, hierarchy.goal(hierarchy.norm(tree, full))
 
 
 def start(hierarchy: Hierarchy, embed: Tree, evidence: Evidence) -> list[Latents]:

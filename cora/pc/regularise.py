@@ -7,13 +7,6 @@ from jaxtyping import Array, Float
 from cora.types import Key
 
 
-def layer_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Returns x with zero mean and unit variance over its last axis, with no learned scale (V-JEPA's target norm)."""
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-
-
 def sigreg(key: Key, x: Float[Array, "n D"], slices: int = 256) -> Float[Array, ""]:
     """Returns how far the rows of x are from a standard normal: SIGReg's statistic divided by n.
 
