@@ -1,0 +1,110 @@
+"""The command line, as a user walks it: a small corpus through every verb, and what is said when something is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+import cora
+from cora import cli
+from cora.video import codec, synthetic
+
+SMALL = ["--model.size", "32", "--model.frames", "8", "--model.width", "24", "--model.heads", "2",
+         "--model.levels", "2", "--model.predictor-width", "12", "--model.predictor-heads", "1", "--run.batch", "8", "--run.log-every", "2",
+         "--run.save-every", "4"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    source = synthetic.render(tmp_path_factory.mktemp("corpus"), plan=synthetic.Plan(train=48, test=24))
+    (source.parent / "clips" / "broken.mp4").write_bytes(b"")
+    lines = source.read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[0] = "clips/broken.mp4"
+    source.write_text("\n".join([*lines, ",".join(cells)]) + "\n")
+    return source
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(folder), "--corpus.path", str(corpus),
+              "--corpus.max-bad", "0.5", "--run.steps", "6", *SMALL])
+    return folder
+
+
+def test_pretraining_leaves_a_whole_run_folder(run):
+    assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard"} <= {p.name for p in run.iterdir()}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert all(len(row["loss"]) == len(row["rank"]) == 2 for row in rows)
+
+
+def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):
+    cli.main(["probe", str(run), str(corpus), "--method", "knn", "--json", str(tmp_path / "probe.json")])
+    found = json.loads((tmp_path / "probe.json").read_text())
+    score = found["knn"]
+    assert set(score) >= {"accuracy", "ci95", "level", "per_level", "random", "pixels"}
+    assert found["n_train"] == 48 and found["n_test"] == 24 and len(score["per_level"]) == 2
+    assert 0 <= score["ci95"][0] <= score["accuracy"] <= score["ci95"][1] <= 1
+    assert "broken.mp4" in (run / "bad_files_probe.csv").read_text()
+
+
+def test_features_have_a_row_for_every_readable_clip(run, corpus, tmp_path):
+    cli.main(["features", str(run), str(corpus), "--out", str(tmp_path / "f.npz"), "--pool", "token"])
+    with np.load(tmp_path / "f.npz") as stored:
+        assert stored["features"].shape == (2, 72, 4 * 4 * 24)
+        assert len(stored["path"]) == 72
+
+
+def test_export_gives_an_encoder_that_embeds_a_video(run, corpus, tmp_path):
+    cli.main(["export", str(run), str(tmp_path / "encoder")])
+    encoder = cora.load(tmp_path / "encoder")
+    video = next((corpus.parent / "clips").glob("*.mp4"))
+    clips = cora.views(video, cora.Pretrain().corpus, frames=8, size=32, count=2)
+    latents = np.asarray(encoder(clips))
+    assert latents.shape == (2, 2, 16, 24) and np.isfinite(latents).all()
+
+
+def test_report_is_one_file(run):
+    cli.main(["report", str(run)])
+    page = (run / "report.html").read_text()
+    assert page.startswith("<!") and "http://" not in page and "https://" not in page
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["probe", "nowhere", "nothing.csv"], "nowhere"),
+    (["pretrain", "nothing.py", "--workdir", "x"], "nothing.py"),
+    (["report", "nowhere"], "nowhere"),
+])
+def test_a_mistake_is_one_line_and_status_one(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "Traceback" not in error
+
+
+def test_an_unknown_field_names_its_neighbour(run, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(tmp_path), "--optim.learning-rate", "1"])
+    assert end.value.code == 2 and "optim.lr" in capsys.readouterr().err
+
+
+def test_another_config_in_the_same_folder_is_refused_by_field(run, corpus, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(run), "--corpus.path", str(corpus),
+                  "--corpus.max-bad", "0.5", "--run.steps", "6", *SMALL, "--optim.lr", "0.5"])
+    assert "optim.lr: 0.001 there, 0.5 now" in capsys.readouterr().err
+
+
+def test_a_corpus_of_nothing_readable_stops_with_the_reason(tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.mp4").write_text("no film")
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(tmp_path / "run"), "--corpus.path",
+                  str(tmp_path), "--run.steps", "2", *SMALL])
+    assert "bad_files.csv" in capsys.readouterr().err
+    with pytest.raises(codec.VideoError):
+        cora.views(tmp_path / "a.mp4", cora.Pretrain().corpus, frames=8, size=32, count=1)
