@@ -16,8 +16,9 @@ from cora.train import fit
 from cora.video import synthetic
 
 RECIPE = config.Pretrain(
-    corpus=config.Corpus(sampling="stride", crop_scale=(0.6, 1.0)),
-    run=config.Run(steps=1000, batch=16, save_every=250),
+    target=config.Target(of="change", momentum=(0.98, 1.0)),
+    corpus=config.Corpus(crop_scale=(0.6, 1.0), pack=80),
+    run=config.Run(steps=600, batch=16, save_every=200),
 )
 
 

@@ -92,7 +92,7 @@ def make_step(hierarchy: Hierarchy, settings: config.Pretrain) -> Step:
         params = optax.apply_updates(state.params, update)
         keep = momentum(settings.target, settings.run.steps, state.step)
         teacher = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.teacher, params.encoder)
-        metrics = {"loss": energy, "grad_norm": optax.global_norm(gradient), "lr": rate(state.step), "momentum": keep}
+        metrics = {"loss": energy, "grad_norm": optax.tree.norm(gradient), "lr": rate(state.step), "momentum": keep}
         return TrainState(state.step + 1, params, teacher, moments), metrics
 
     return step

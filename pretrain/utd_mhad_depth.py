@@ -9,6 +9,7 @@ Only the training people's clips are used, and no label. The corpus is given on 
 from cora import config
 
 recipe = config.Pretrain(
+    target=config.Target(of="change", momentum=(0.98, 1.0)),
     corpus=config.Corpus(sampling="span", span=(0.7, 1.0), crop_scale=(0.5, 1.0), pack=80),
-    run=config.Run(steps=1000, batch=16, save_every=500),
+    run=config.Run(steps=500, batch=16, save_every=250),
 )

@@ -91,7 +91,7 @@ def test_backprop_last_is_the_gradient_of_the_last_energy(case):
 def test_a_gradient_agrees_with_finite_differences(case):
     hierarchy, params, teacher, evidence = case
     gradient, _ = jax.jit(learn.backprop_all, static_argnums=0)(*case)
-    steepness = float(optax.global_norm(gradient))
+    steepness = float(optax.tree.norm(gradient))
 
     @jax.jit
     def at(step):

@@ -9,7 +9,7 @@ def effective_rank(x: Float[Array, "n D"]) -> Float[Array, ""]:
 
     Source: RankMe (arXiv 2210.02885), with the rows centred so that a common offset does not count as a direction.
     """
-    centred = x - jnp.mean(x, axis=0)
+    centred = x - jnp.mean(x, axis=0, keepdims=True)
     small = centred @ centred.T if x.shape[0] < x.shape[1] else centred.T @ centred
     values = jnp.sqrt(jnp.clip(jnp.linalg.eigvalsh(small), 0.0))
     share = values / jnp.maximum(jnp.sum(values), 1e-12)
