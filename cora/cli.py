@@ -55,7 +55,7 @@ def load_recipe(path: Path) -> config.Pretrain:
 
 
 def features(
-    ckpt: Positional[Path], manifest: Positional[Path], /, out: Path, pool: Literal["time", "token"] = "time",
+    ckpt: Positional[Path], manifest: Positional[Path], /, out: Path, pool: Literal["change", "token"] = "change",
 ) -> None:
     """Writes the frozen latents of each level for every clip of a corpus to an .npz file.
 
@@ -63,7 +63,7 @@ def features(
         ckpt: A run folder (its latest step) or one step folder.
         manifest: Any corpus that pretraining reads.
         out: The .npz file: features [level, clip, number], label, group, split, path.
-        pool: Average over space at each time step, or keep every token.
+        pool: How latents change over time, as the probes read them, or every token as it is.
     """
     from cora.measure import features as reading
     from cora.measure.table import save
@@ -73,7 +73,7 @@ def features(
     settings, encoder = reading.trained(ckpt)
     rows = corpora.load(manifest)
     ledger = Ledger(out.with_suffix(".bad_files.csv"), len(rows.clips), settings.corpus.max_bad)
-    reader = {"time": reading.pooled, "token": reading.per_token}[pool](encoder)
+    reader = {"change": reading.pooled, "token": reading.per_token}[pool](encoder)
     table = reading.tables({"it": reader}, rows, settings, ledger)["it"]
     save(out, table)
     console.print(f"{out}: {table.features.shape[1]} clips, {len(ledger.bad)} unreadable")

@@ -143,12 +143,16 @@ class Corpus:
     """The run stops once more than this fraction of the corpus' files has proved unreadable."""
     threads: int = 2
     """Decoding threads of one process; the order of clips does not depend on it."""
+    workers: int = 0
+    """Worker processes that decode; 0: threads of the training process alone. Unlike the number of threads, theirs
+    belongs to the order of the clips, so a run cannot be resumed with another one."""
 
     def __post_init__(self) -> None:
         _positive("corpus", self, "stride", "fps", "threads")
         _span("corpus.span", self.span, 0.01, 1.0)
         _span("corpus.crop_scale", self.crop_scale, 0.01, 1.0)
         _span("corpus.crop_aspect", self.crop_aspect, 0.1, 10.0)
+        _require(self.workers >= 0, "corpus.workers", self.workers, "must not be negative; nearest: 0")
         _require(self.pack >= 0, "corpus.pack", self.pack, "must be 0 (no cache) or a side in pixels; nearest: 0")
         _require(0 <= self.max_bad <= 1, "corpus.max_bad", self.max_bad, "must lie in [0, 1]")
 

@@ -120,6 +120,10 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     devices. Raises checkpoint.CheckpointError if `workdir` belongs to another config, record.Diverged at a loss
     that is not finite.
     """
+    if settings.run.batch % jax.device_count():
+        near = jax.device_count() * max(1, settings.run.batch // jax.device_count())
+        raise config.ConfigError(f"run.batch = {settings.run.batch}: must be a multiple of the {jax.device_count()} "
+                                 f"devices; nearest: {near}")
     checkpoint.claim(workdir, settings)
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())

@@ -89,8 +89,8 @@ def test_a_mistake_is_one_line_and_status_one(words, said, capsys, tmp_path, mon
 
 def test_an_unknown_field_names_its_neighbour(run, capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
-        cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(tmp_path), "--optim.learning-rate", "1"])
-    assert end.value.code == 2 and "optim.lr" in capsys.readouterr().err
+        cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(tmp_path), "--optim.weight-decy", "1"])
+    assert end.value.code == 2 and "optim.weight-decay" in capsys.readouterr().err
 
 
 def test_another_config_in_the_same_folder_is_refused_by_field(run, corpus, capsys):

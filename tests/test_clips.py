@@ -388,3 +388,14 @@ def test_a_pack_whose_pictures_are_cut_off_is_refused(corpus_folder, tmp_path):
     ((30, 31), 10, (10, 10))])
 def test_shrinking_keeps_the_aspect_and_never_enlarges(shape, side, shrunk):
     assert source.shrink(np.zeros((2, *shape, 3), np.uint8), side).shape == (2, *shrunk, 3)
+
+
+def test_a_worker_process_resumes_where_its_state_says(corpus_folder, tmp_path):
+    manifest = manifest_of(corpus_folder, broken=True)
+    made = clips(manifest, Corpus(workers=1), seed=3, ledger=ledger_of(tmp_path, manifest), **SIZES)
+    first = iter(made)
+    next(first)
+    state, wanted = first.get_state(), next(first)
+    second = iter(made)
+    second.set_state(state)
+    np.testing.assert_array_equal(next(second)["video"], wanted["video"])

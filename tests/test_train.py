@@ -40,6 +40,10 @@ def settings(corpus, **run):
                            run=config.Run(**{"steps": 6, "batch": 4, "log_every": 2, "save_every": 2, **run}))
 
 
+def begun(hierarchy, made):
+    return jax.jit(lambda: train.initialise(hierarchy, made))()
+
+
 def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
@@ -96,14 +100,14 @@ def test_a_step_lowers_the_loss_of_a_batch_it_sees_again(rule):
     made = config.Pretrain(model=MODEL, learn=config.Learn(rule=rule), target=config.Target(kind="frozen"),
                            optim=config.Optim(warmup=0.0, lr=3e-3), run=config.Run(steps=60))
     hierarchy = build(MODEL)
-    step, state = jax.jit(train.make_step(hierarchy, made)), train.initialise(hierarchy, made)
+    step, state = jax.jit(train.make_step(hierarchy, made)), begun(hierarchy, made)
     video = jax.random.randint(jax.random.key(0), (8, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
     losses = []
     for _ in range(40):
         state, metrics = step(state, video)
         losses.append(np.asarray(metrics["loss"]))
     assert (np.mean(losses[-5:], 0) < 0.97 * np.mean(losses[:5], 0)).all()
-    same(state.teacher, train.initialise(hierarchy, made).params.encoder)
+    same(state.teacher, begun(hierarchy, made).params.encoder)
 
 
 def test_two_devices_are_one():
@@ -111,10 +115,10 @@ def test_two_devices_are_one():
     made, hierarchy = config.Pretrain(model=MODEL), build(MODEL)
     video = jax.random.randint(jax.random.key(0), (4, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
     step = train.make_step(hierarchy, made)
-    alone = jax.jit(step)(train.initialise(hierarchy, made), video)[1]
+    alone = jax.jit(step)(begun(hierarchy, made), video)[1]
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
-    both = jax.jit(step, in_shardings=(whole, split))(train.initialise(hierarchy, made), video)[1]
+    both = jax.jit(step, in_shardings=(whole, split))(begun(hierarchy, made), video)[1]
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(alone[name], both[name], rtol=1e-5)
 
@@ -126,8 +130,8 @@ def test_export_comes_back_bit_for_bit_and_a_misfit_is_named(straight, tmp_path)
     same(again.encoder, encoder)
     clips = np.zeros((1, 4, 16, 16, 3), np.uint8)
     assert again(clips).shape == (2, 1, 8, 16)
-    with pytest.raises(ValueError, match="float32"):
-        again(clips.astype(np.float32))
+    with pytest.raises(ValueError, match="this encoder reads"):
+        again(clips[:, :2])
     meta = json.loads((tmp_path / "config.json").read_text())
     meta["model"]["levels"] = 3
     (tmp_path / "config.json").write_text(json.dumps(meta))

@@ -31,12 +31,13 @@ def labelled(source: Path) -> manifest.Manifest:
 
 
 def tables(ckpt: Path, source: Path, ledger: Path, against: Path | None = None) -> dict[str, Table]:
-    """Returns the tables `trained`, `random`, `pixels` (and `against`) of one corpus, each file read once."""
+    """Returns the tables `trained`, `random`, `pixels`, `motion` (and `against`) of one corpus, each file read once."""
     settings, encoder = features.trained(ckpt)
     readers = {
         "trained": features.pooled(encoder),
         "random": features.pooled(features.untrained(settings)),
         "pixels": features.ordered_pixels,
+        "motion": features.motion,
     }
     if against is not None:
         readers["against"] = features.pooled(_matching(settings, against))
@@ -56,13 +57,13 @@ def _matching(settings: config.Pretrain, against: Path) -> Pretrained:
 def probe(
     ckpt: Path, source: Path, *, methods: Sequence[Method], ledger: Path, against: Path | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Returns the JSON of the probe verb (see `cora.measure.probe.probe`), with `against` beside the baselines."""
+    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `motion` (and `against`) beside."""
     found = tables(ckpt, source, ledger, against)
     report = compare(found["trained"], found["random"], found["pixels"], methods, seed=seed)
-    if "against" in found:
-        for method in methods:
-            score = evaluate(found["against"], method, seed=seed, prepare=principal)._asdict()
-            report[method]["against"] = {k: list(v) if isinstance(v, tuple) else v for k, v in score.items()}
+    for name in ("motion", "against"):
+        for method in methods if name in found else ():
+            score = evaluate(found[name], method, seed=seed, prepare=principal)._asdict()
+            report[method][name] = {k: list(v) if isinstance(v, tuple) else v for k, v in score.items()}
     return report
 
 
@@ -72,7 +73,7 @@ def as_table(report: Mapping[str, Any]) -> Lines:
     for method, own in report.items():
         if not isinstance(own, dict):
             continue
-        others = {name: own[name] for name in ("random", "pixels", "against") if name in own}
+        others = {name: own[name] for name in ("random", "pixels", "motion", "against") if name in own}
         for name, score in {"trained": own, **others}.items():
             low, high = score["ci95"]
             each = " ".join(f"{x:.3f}" for x in score["per_level"])

@@ -62,9 +62,9 @@ def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method
           seed: int = 0) -> dict[str, Any]:
     """Returns the evaluation of an encoder beside its own random initialisation and beside pixels, for JSON.
 
-    {method: {accuracy, ci95, ci_over, level, per_level, settings, held_out, random: {...}, pixels: {...}}, n_train,
-    n_test, groups, drawn_split}, where `groups` counts the named groups of the test rows and `drawn_split` says
-    that the corpus had no split. All three are read through their principal components. Raises ValueError as
+    {method: {accuracy, ci95, ci_over, level, per_level, settings, held_out, random: {...}, pixels: {...}}, chance,
+    n_train, n_test, groups, drawn_split}, where `groups` counts the named groups of the test rows and `drawn_split`
+    says that the corpus had no split. All three are read through their principal components. Raises ValueError as
     `evaluate` does, and if the three tables are not of the same clips in the same order.
     """
     for name, other in (("random", random), ("pixels", pixels)):
@@ -79,7 +79,8 @@ def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method
         )
         report[method] = own | {"random": untrained, "pixels": floor}
     split = settle_split(trained, seed).split
-    return report | {"n_train": int((split == "train").sum()), "n_test": int((split == "test").sum()),
+    return report | {"chance": 1 / len(np.unique(trained.label)),
+                     "n_train": int((split == "train").sum()), "n_test": int((split == "test").sum()),
                      "groups": len(set(trained.group[split == "test"].tolist()) - {""}),
                      "drawn_split": bool((trained.split == "").all())}
 

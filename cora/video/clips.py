@@ -14,6 +14,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Int, UInt8
 
 from cora.config import Corpus
@@ -35,7 +36,8 @@ def clips(
 
     `index` is the clip's place in the manifest and `label` -1 where there is none. Process i of n passes `shard` (i, n)
     and has every n-th clip to itself. Every epoch is a new permutation; every visit cuts another clip. `iter` of the
-    dataset has `get_state` and `set_state`; the state depends on neither threads nor prefetching.
+    dataset has `get_state` and `set_state`; the state depends on neither threads nor prefetching, but it does depend
+    on the number of worker processes, each of which makes every n-th batch.
 
     An unreadable file goes to the ledger and its place to another clip of the shard, drawn by that place's own random
     numbers. While iterating, CorpusError is raised once more than `corpus.max_bad` of the files are unreadable.
@@ -55,7 +57,11 @@ def clips(
     # Sliced before it is shuffled, so that the shards stay disjoint through all epochs.
     own = grain.MapDataset.range(places.start, places.stop, places.step).seed(_seed(seed, number))
     reading = grain.ReadOptions(num_threads=corpus.threads, prefetch_buffer_size=max(corpus.threads, 2 * batch))
-    return own.shuffle().repeat().random_map(cut).to_iter_dataset(reading).batch(batch, drop_remainder=True)
+    batches = own.shuffle().repeat().random_map(cut).to_iter_dataset(reading).batch(batch, drop_remainder=True)
+    if not corpus.workers:
+        return batches
+    flags.FLAGS.mark_as_parsed()  # grain's workers read a flag, which absl forbids before its own parsing
+    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=corpus.workers))
 
 
 def views(path: Path, corpus: Corpus, *, frames: int, size: int, count: int) -> UInt8[np.ndarray, "V T S S 3"]:
