@@ -49,10 +49,7 @@ def clips(
     opened = pack.unpack(pack.pack(paths, pack.cache(), corpus.pack, corpus.threads)) if corpus.pack else files(paths)
     places = range(number, len(paths), shards)
 
-    def cut(place: int, rng: np.random.Generator) -> dict[str, Any]:
-        index, video = _readable(opened, places, place, rng, ledger, partial(_cut, corpus, frames, size))
-        label = manifest.clips[index].label
-        return {"video": video, "label": np.int32(-1 if label is None else label), "index": np.int32(index)}
+    cut = partial(_element, manifest, opened, places, ledger, partial(_cut, corpus, frames, size))
 
     # Sliced before it is shuffled, so that the shards stay disjoint through all epochs.
     own = grain.MapDataset.range(places.start, places.stop, places.step).seed(_seed(seed, number))
@@ -88,6 +85,16 @@ def views(path: Path, corpus: Corpus, *, frames: int, size: int, count: int) -> 
 def _seed(seed: int, number: int) -> int:
     """Returns another seed for every shard: with one seed their crops would go in step."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
+def _element(
+    manifest: Manifest, opened: Source, places: range, ledger: Ledger,
+    cut: Callable[[Opened, np.random.Generator], Video], place: int, rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Returns one element of the dataset. A plain function, so that it can be sent to worker processes."""
+    index, video = _readable(opened, places, place, rng, ledger, cut)
+    label = manifest.clips[index].label
+    return {"video": video, "label": np.int32(-1 if label is None else label), "index": np.int32(index)}
 
 
 def _readable(
