@@ -163,3 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, CheckpointError, CorpusError, Diverged, RecordError, VideoError) as error:
         print(f"cora {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        print(f"\ncora {words[0]}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None

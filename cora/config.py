@@ -139,7 +139,7 @@ class Corpus:
     """Mirror half of the clips. Leave off where left and right matter to the labels."""
     pack: int = 0
     """Side in pixels to which the shorter side of every file is shrunk in a decoded cache; 0: no cache."""
-    max_bad: float = 0.1
+    max_bad: float = 0.5
     """The run stops once more than this fraction of the corpus' files has proved unreadable."""
     threads: int = 2
     """Decoding threads of one process; the order of clips does not depend on it."""
@@ -214,7 +214,7 @@ class Run:
     log_every: int = 20
     save_every: int = 500
     keep: int = 2
-    """Checkpoints kept besides the last."""
+    """Checkpoints kept: the newest so many."""
 
     def __post_init__(self) -> None:
         _positive("run", self, "steps", "batch", "log_every", "save_every", "keep")
