@@ -61,7 +61,7 @@ def clips(
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=corpus.workers))
 
 
-def views(path: Path, corpus: Corpus, *, frames: int, size: int, count: int) -> UInt8[np.ndarray, "V T S S 3"]:
+def views(path: Path | str, corpus: Corpus, *, frames: int, size: int, count: int) -> UInt8[np.ndarray, "V T S S 3"]:
     """Returns `count` clips of one file without chance: windows evenly spaced (one: the middle), the picture's centre.
 
     Frames are spaced as `corpus.sampling` says; under `span` every window is the whole file, read at another phase.
@@ -69,6 +69,7 @@ def views(path: Path, corpus: Corpus, *, frames: int, size: int, count: int) -> 
     in training is; a wider or taller picture is first cut to the nearest such aspect about its centre.
     Raises codec.VideoError.
     """
+    path = Path(path)
     info = codec.inspect(path)
     numbers = np.stack([_numbers(info, corpus, frames, (view + 0.5) / count, 1.0) for view in range(count)])
     needed, where = np.unique(numbers, return_inverse=True)
