@@ -1,6 +1,6 @@
 """One recipe under several learning rules and seeds, each probed beside its random encoder and beside pixels.
 
-    python eval/compare.py pretrain/utd_mhad_depth.py DATA/utd_mhad_depth/manifest.csv --out runs/compare
+    uv run python eval/compare.py pretrain/utd_mhad_depth.py DATA/utd_mhad_depth/manifest.csv --out runs/compare
 
 Appends one line a run to OUT/results.jsonl, skips what is there already, and prints the table of means over seeds.
 """
