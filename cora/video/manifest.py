@@ -100,7 +100,8 @@ def _first(path: Path) -> str:
     """Returns the first line of a list file, and nothing for a folder or a file that is not text."""
     if not path.is_file():
         return ""
-    head = path.open("rb").readline(65536).decode("utf-8-sig", errors="replace").strip()
+    with path.open("rb") as file:
+        head = file.readline(65536).decode("utf-8-sig", errors="replace").strip()
     return "" if "\0" in head or "\ufffd" in head else head
 
 
