@@ -94,9 +94,10 @@ def probe(
         json_file: Where the result goes as JSON; it is printed as a table in any case.
     """
     from cora.measure import evaluation
+    from cora.store.checkpoint import run_of
 
     methods: Any = tuple(method.split(","))
-    home = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt
+    home = run_of(ckpt)
     report = evaluation.probe(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv",
                               against=against, seed=seed)
     (home / "probe.json").write_text(json.dumps(report, indent=2))
@@ -145,8 +146,7 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb; what the user can mend is one line on standard error and exit status 1."""
-    from cora.store.checkpoint import CheckpointError
-    from cora.store.record import Diverged, RecordError
+    from cora.store.record import Diverged
     from cora.video.codec import VideoError
     from cora.video.ledger import CorpusError
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pretrain(words[1:])
         else:
             tyro.cli(verb, prog=f"cora {words[0]}", args=words[1:])
-    except (ValueError, CheckpointError, CorpusError, Diverged, RecordError, VideoError) as error:
+    except (ValueError, CorpusError, Diverged, VideoError) as error:
         print(f"cora {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:

@@ -51,6 +51,19 @@ def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):
     assert "broken.mp4" in (run / "bad_files_probe.csv").read_text()
 
 
+def test_a_step_folder_is_a_checkpoint_too(run, tmp_path):
+    steps = {p.name: p for p in (run / "checkpoints").iterdir()}
+    assert {"4", "6"} <= set(steps)
+    encoders = []
+    for step in ("4", "6"):
+        cli.main(["export", str(steps[step]), str(tmp_path / step)])
+        encoders.append(cora.load(tmp_path / step).encoder.embed["proj"]["linear"]["kernel"])
+    cli.main(["export", str(run), str(tmp_path / "latest")])
+    latest = cora.load(tmp_path / "latest").encoder.embed["proj"]["linear"]["kernel"]
+    np.testing.assert_array_equal(latest, encoders[1])
+    assert not np.array_equal(encoders[0], encoders[1])
+
+
 def test_features_have_a_row_for_every_readable_clip(run, corpus, tmp_path):
     cli.main(["features", str(run), str(corpus), "--out", str(tmp_path / "f.npz"), "--pool", "token"])
     with np.load(tmp_path / "f.npz") as stored:

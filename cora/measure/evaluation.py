@@ -8,7 +8,7 @@ from rich.table import Table as Lines
 
 from cora import config
 from cora.measure import features
-from cora.measure.probe import Method, evaluate, principal
+from cora.measure.probe import Method, evaluate, plain, principal
 from cora.measure.probe import probe as compare
 from cora.measure.table import SPLITS, Table
 from cora.store.weights import Pretrained
@@ -62,8 +62,7 @@ def probe(
     report = compare(found["trained"], found["random"], found["pixels"], methods, seed=seed)
     for name in ("motion", "against"):
         for method in methods if name in found else ():
-            score = evaluate(found[name], method, seed=seed, prepare=principal)._asdict()
-            report[method][name] = {k: list(v) if isinstance(v, tuple) else v for k, v in score.items()}
+            report[method][name] = plain(evaluate(found[name], method, seed=seed, prepare=principal))
     return report
 
 

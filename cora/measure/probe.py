@@ -75,7 +75,7 @@ def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method
     report: dict[str, Any] = {}
     for method in methods:
         own, untrained, floor = (
-            _plain(evaluate(table, method, seed=seed, prepare=principal)) for table in (trained, random, pixels)
+            plain(evaluate(table, method, seed=seed, prepare=principal)) for table in (trained, random, pixels)
         )
         report[method] = own | {"random": untrained, "pixels": floor}
     split = settle_split(trained, seed).split
@@ -117,7 +117,8 @@ def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare |
     return Score(accuracy[level], ci95, ci_over, level, accuracy, settings, held_out)
 
 
-def _plain(score: Score) -> dict[str, Any]:
+def plain(score: Score) -> dict[str, Any]:
+    """Returns the score as JSON holds it."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in score._asdict().items()}
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def summary(run: Path) -> dict[str, Any]:
 def gallery(run: Path, *, count: int = 6) -> Gallery:
     """Returns what the report draws of a run folder: `count` clips spread over the corpus' classes, and their latents.
 
-    `probe.json` and `summary.json` are shown where they lie in the folder.
+    `probe.json` is shown where it lies in the folder.
     """
     settings, encoder = trained(run)
     shown = _readable(settings, count)
@@ -68,7 +69,12 @@ def gallery(run: Path, *, count: int = 6) -> Gallery:
 def _readable(settings: config.Pretrain, count: int) -> list[tuple[Clip, np.ndarray]]:
     """Returns up to `count` readable clips, of as many classes as there are, each with its frames."""
     rows = corpus_of(settings.corpus).clips
-    order = sorted(range(len(rows)), key=lambda i: (sum(r.label == rows[i].label for r in rows[:i]), i))
+    seen: Counter[int | None] = Counter()
+    rounds = []  # the n-th clip of its class belongs to round n
+    for row in rows:
+        rounds.append(seen[row.label])
+        seen[row.label] += 1
+    order = sorted(range(len(rows)), key=rounds.__getitem__)
     found: list[tuple[Clip, np.ndarray]] = []
     model = settings.model
     for i in order[: 4 * count]:

@@ -13,18 +13,25 @@ import orbax.checkpoint as ocp
 from cora import config
 
 State = TypeVar("State")
+STEPS = "checkpoints"
+"""Folder of a run's step folders."""
 
 
 class CheckpointError(ValueError):
     """A folder holds no checkpoint, or that of another config; the message says what differs."""
 
 
+def run_of(path: Path) -> Path:
+    """Returns the run folder that a path names: itself, or for a step folder (RUN/checkpoints/STEP) its run."""
+    return path.parent.parent if path.parent.name == STEPS else path
+
+
 def config_of(path: Path) -> config.Pretrain:
     """Returns the config of a run folder or of one of its step folders. Raises CheckpointError if there is none."""
-    for folder in (path, path.parent):
-        if (folder / "config.json").is_file():
-            return config.from_json(config.Pretrain, (folder / "config.json").read_text())
-    raise CheckpointError(f"{path}: not a run folder (no config.json); give the --workdir of a `cora pretrain`")
+    file = run_of(path) / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path}: not a run folder (no config.json); give the --workdir of a `cora pretrain`")
+    return config.from_json(config.Pretrain, file.read_text())
 
 
 def claim(workdir: Path, wanted: config.Pretrain) -> None:
@@ -52,7 +59,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, save_every: int = 1, keep: int = 2) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=save_every, create=True)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        self._manager = ocp.CheckpointManager((workdir / STEPS).absolute(), options=options)
 
     def due(self, step: int) -> bool:
         """Returns whether a checkpoint of this step should be saved now."""
@@ -79,7 +86,7 @@ class Checkpoints:
 
 def read_state(path: Path, like: State) -> tuple[int, State]:
     """Returns (step, state) of a run folder's latest checkpoint, or of one step folder."""
-    root, step = (path.parent, int(path.name)) if path.parent.name == "checkpoints" else (path / "checkpoints", None)
+    root, step = run_of(path) / STEPS, int(path.name) if path.parent.name == STEPS else None
     with ocp.CheckpointManager(root.absolute()) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or not root.is_dir():
