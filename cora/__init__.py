@@ -13,7 +13,9 @@ from cora.config import Pretrain as Pretrain
 from cora.types import Encoder as Encoder
 from cora.types import Evidence as Evidence
 from cora.types import Hierarchy as Hierarchy
+from cora.types import Level as Level
 from cora.types import Masks as Masks
+from cora.types import Network as Network
 from cora.types import Params as Params
 
 if TYPE_CHECKING:

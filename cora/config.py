@@ -178,9 +178,26 @@ class Target:
 class Learn:
     """Which error moves which weights."""
 
-    rule: Literal["local", "backprop_last", "backprop_all"] = "local"
-    """`local`: each level learns from its own target error and nothing crosses a level. The other two are controls:
-    the last level's error, or the sum of all levels' errors, differentiated from end to end."""
+    rule: Literal[
+        "local", "backprop_last", "backprop_all",
+        "pc", "pc_ode", "strict", "zil", "epc", "fixed_pred", "accumulate", "mcpc", "exact",
+    ] = "local"
+    """`local`: each level learns from its own target error and nothing crosses a level. `backprop_last`,
+    `backprop_all`: controls, the last level's error, or the sum of all levels' errors, differentiated from end to end.
+    The others are predictive coding with inference: states settle under all levels' errors, then each level learns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infer:
+    """How states settle before weights learn, under the rules that have inference."""
+
+    engine: Literal["native", "pcx"] = "native"
+    """Who computes energies, settling and gradients: Cora, or PCX (`cora/pcx.py`; for rules that PCX has)."""
+    steps: int = 4
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive("infer", self, "steps", "rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +245,7 @@ class Pretrain:
     mask: Mask = field(default_factory=Mask)
     target: Target = field(default_factory=Target)
     learn: Learn = field(default_factory=Learn)
+    infer: Infer = field(default_factory=Infer)
     optim: Optim = field(default_factory=Optim)
     corpus: Corpus = field(default_factory=Corpus)
     run: Run = field(default_factory=Run)

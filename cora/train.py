@@ -19,10 +19,10 @@ from rich.console import Console
 
 from cora import config
 from cora.nets.hierarchy import build, latents
-from cora.pc import learn, masks
+from cora.pc import masks, rules
 from cora.pc.diagnose import health
 from cora.store import checkpoint, record
-from cora.types import Encoder, Evidence, Hierarchy, Params
+from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
 from cora.video.clips import clips
 from cora.video.ledger import Ledger
@@ -67,27 +67,28 @@ def readout(state: TrainState, target: config.Target) -> Encoder:
     return state.teacher if target.kind == "ema" else state.params.encoder
 
 
-def initialise(hierarchy: Hierarchy, settings: config.Pretrain) -> TrainState:
+def initialise(network: Network, settings: config.Pretrain) -> TrainState:
     """Returns the state at step 0; the teacher starts as a copy of the learner."""
-    params = hierarchy.init(jax.random.key(settings.run.seed))
+    params = network.init(jax.random.key(settings.run.seed))
     tx = optimiser(settings.optim, settings.run.steps)
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params.encoder), tx.init(params))
 
 
-def make_step(hierarchy: Hierarchy, settings: config.Pretrain) -> Step:
+def make_step(network: Network, settings: config.Pretrain) -> Step:
     """Returns the pure training step: (state, uint8 clips) -> (next state, metrics).
 
     Chance comes from the seed and the step alone, so a resumed run draws what the undisturbed one would have drawn.
     """
-    tx, rule = optimiser(settings.optim, settings.run.steps), learn.RULES[settings.learn.rule]
+    tx = optimiser(settings.optim, settings.run.steps)
+    rule = rules.rule_of(settings.learn, settings.infer, settings.model.levels)
     kinds = tuple(masks.kinds(settings.mask, settings.model.grid).values())
     rate = schedule(settings.optim, settings.run.steps)
 
     def step(state: TrainState, video: UInt8[Array, "B T S S 3"]) -> tuple[TrainState, Metrics]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.run.seed + 1), state.step), len(kinds))
         drawn = tuple(masks.sample(key, kind, video.shape[0]) for key, kind in zip(keys, kinds, strict=True))
-        evidence = Evidence(hierarchy.patches(video), drawn)
-        gradient, energy = rule(hierarchy, state.params, state.teacher, evidence)
+        sight = Sight(network.patches(video), drawn)
+        gradient, energy = rule(network, state.params, state.teacher, sight)
         update, moments = tx.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, update)
         keep = momentum(settings.target, settings.run.steps, state.step)
@@ -127,10 +128,10 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     checkpoint.claim(workdir, settings)
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    hierarchy, data = build(settings.model, settings.target), loader(settings, workdir)
-    state = jax.jit(lambda: initialise(hierarchy, settings), out_shardings=whole)()
-    step = jax.jit(make_step(hierarchy, settings), donate_argnums=0, in_shardings=(whole, split))
-    check = jax.jit(lambda encoder, video: health(latents(hierarchy, encoder, video)), in_shardings=(whole, split))
+    network, data = build(settings.model, settings.target), loader(settings, workdir)
+    state = jax.jit(lambda: initialise(network, settings), out_shardings=whole)()
+    step = jax.jit(make_step(network, settings), donate_argnums=0, in_shardings=(whole, split))
+    check = jax.jit(lambda encoder, video: health(latents(network, encoder, video)), in_shardings=(whole, split))
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
     state = book.restore(state, data) or state
     done = int(jax.device_get(state.step))

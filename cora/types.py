@@ -41,32 +41,75 @@ class Params(NamedTuple):
     predictors: Tree
 
 
-class Hierarchy(NamedTuple):
-    """The network as pure functions; `tree` is always one level's parameters, never the stack of all."""
+Theta = Any
+"""Parameters of one level: any tree of arrays."""
+State = Any
+"""Value nodes of one level for a batch: an array [B, ...], or a tree of them."""
+Context = Any
+"""What every level is told besides the level below: the masks of a clip, or nothing."""
 
-    embed: Callable[[Tree, Float[Array, "B K P"]], Float[Array, "B K D"]]
-    """z_0 from patches."""
-    encode: Callable[[Tree, Float[Array, "B K D"], Int[Array, "B K"]], Float[Array, "B K D"]]
-    """f_l: the bottom-up prediction of z_l from z_{l-1} and the ids of its tokens."""
-    norm: Callable[[Tree, Float[Array, "B K D"]], Float[Array, "B K D"]]
-    """The latents that are read out of a level: its layer-normed value node."""
-    predict: Callable[[Tree, Float[Array, "B C D"], Masks], Float[Array, "B M D"]]
-    """g_l: predicted latents of the hidden tokens from the normed latents of the context."""
-    goal: Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]
-    """t_l from the teacher's normed latents of whole clips."""
-    error: Callable[[Float[Array, "B M D"], Float[Array, "B M D"]], Float[Array, ""]]
-    """ρ(t - g), a mean over clips, tokens and channels."""
-    init: Callable[[Key], Params]
-    patches: Callable[[UInt8[Array, "B T S S 3"]], Float[Array, "B N P"]]
-    """Standardised tubelets of a clip; pixels 0 to 255."""
+
+class Level(NamedTuple):
+    """A level of a hierarchy, or `repeat` of one kind in a row, as pure functions of one level's own parameters.
+
+    A function never sees another level's parameters, so locality needs no stop-gradient. The parameters and value
+    nodes of a level are stacked: every leaf has a leading axis of `repeat`, also where that is 1.
+    """
+
+    encode: Callable[[Theta, State, Context], State]
+    """f_l: the prediction of z_l from z_{l-1}."""
+    readout: Callable[[Theta, State, Context], State] | None = None
+    """g_l: what z_l predicts of this level's own goal."""
+    error: Callable[[State, State], Float[Array, " B"]] | None = None
+    """ρ(g_l, goal) of every sample: any loss that is differentiable in its first argument."""
+    decode: Callable[[Theta, State, Context], State] | None = None
+    """b_l: the prediction of z_{l-1} from z_l (generative and bidirectional hierarchies)."""
+    repeat: int = 1
+
+
+Hierarchy = tuple[Level, ...]
+"""From the input upwards. Its parameters, goals and value nodes are tuples of the same length."""
+Activities = tuple[State, ...]
+"""Value nodes, errors or predictions: one entry a Level, every leaf [repeat, B, ...]."""
 
 
 class Evidence(NamedTuple):
-    """What an energy is measured on: all patches of the clips and, once for each kind of mask, who sees what."""
+    """What an energy is measured on: whatever of the hierarchy is clamped."""
+
+    input: State
+    """z_0, [B, ...]."""
+    goals: tuple[State, ...] = ()
+    """One entry a Level, [repeat, B, ...]; None where a Level has no readout. Empty: no level has one."""
+    context: Context = None
+    top: State = None
+    """The highest value node where that is clamped, [B, ...]."""
+
+
+class Sight(NamedTuple):
+    """What a video network is shown: all patches of the clips and, once for each kind of mask, who sees what."""
 
     patches: Float[Array, "B N P"]
     masks: tuple[Masks, ...]
 
 
-LearningRule = Callable[[Hierarchy, Params, Encoder, Evidence], tuple[Params, Float[Array, " l"]]]
-"""(hierarchy, parameters, teacher, evidence) -> (gradients, target energy of each level that has one: a mean)."""
+class Network(NamedTuple):
+    """The video encoder as pure functions; `tree` is one level's parameters, never the stack of all."""
+
+    embed: Callable[[Tree, Float[Array, "B K P"]], Float[Array, "B K D"]]
+    """z_0 from patches."""
+    encode: Callable[[Tree, Float[Array, "B K D"], Int[Array, "B K"]], Float[Array, "B K D"]]
+    """f_l on the tokens with these ids."""
+    norm: Callable[[Tree, Float[Array, "B K D"]], Float[Array, "B K D"]]
+    """The latents that are read out of a level: its layer-normed value node."""
+    goal: Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]
+    """t_l from the teacher's normed latents of whole clips."""
+    level: Level
+    """The level that the hierarchy repeats: its tree is (encoder level, predictor), its state one array a kind of
+    mask, its context the masks, its goal the targets of the hidden tokens, one array a kind of mask."""
+    init: Callable[[Key], Params]
+    patches: Callable[[UInt8[Array, "B T S S 3"]], Float[Array, "B N P"]]
+    """Standardised tubelets of a clip; pixels 0 to 255."""
+
+
+LearningRule = Callable[[Network, Params, Encoder, Sight], tuple[Params, Float[Array, " l"]]]
+"""(network, parameters, teacher, clips and masks) -> (gradients, target energy of each level that has one: a mean)."""

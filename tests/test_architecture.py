@@ -31,6 +31,7 @@ PLACES = {
     "matplotlib": {"cora/report/figures.py"},
     "tensorboardX": {"cora/store/record.py"},
     "tyro": {"cora/cli.py"},
+    "diffrax": {"cora/pc/infer.py"},
 }
 
 

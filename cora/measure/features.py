@@ -75,8 +75,8 @@ def motion(video: Clips) -> Float[np.ndarray, "1 B F"]:
 def trained(path: Path) -> tuple[config.Pretrain, Pretrained]:
     """Returns (config, frozen encoder) of a run folder's latest checkpoint or of one step folder."""
     settings = checkpoint.config_of(path)
-    hierarchy = build(settings.model)
-    _, state = checkpoint.read_state(path, jax.eval_shape(lambda: initialise(hierarchy, settings)))
+    network = build(settings.model)
+    _, state = checkpoint.read_state(path, jax.eval_shape(lambda: initialise(network, settings)))
     return settings, Pretrained(settings.model, readout(state, settings.target))
 
 

@@ -4,22 +4,24 @@ All levels have the same shape, so their parameters are stacked along a leading 
 them. Stacked in a row and ended by the last norm they are exactly a V-JEPA 2 encoder.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from cora import config
 from cora.nets import vit
 from cora.pc import targets
-from cora.types import Encoder, Hierarchy, Key, Params, Tree
+from cora.types import Encoder, Key, Level, Masks, Network, Params, Tree
 
 # ImageNet's channel statistics, which V-JEPA 2 and its Hugging Face processor use, scaled to pixels of 0 to 255.
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
-def build(model: config.Model, target: config.Target | None = None) -> Hierarchy:
-    """Returns the hierarchy of this config; `target` (by default V-JEPA's) matters to its energies alone."""
+def build(model: config.Model, target: config.Target | None = None) -> Network:
+    """Returns the network of this config; `target` (by default V-JEPA's) matters to its energies alone."""
     target = target or config.Target()
     stack = vit.Stack(model.blocks, model.heads, model.mlp_ratio, model.grid, model.rope)
     inner = vit.Stack(model.predictor_depth, model.predictor_heads, model.mlp_ratio, model.grid, model.rope)
@@ -43,16 +45,37 @@ def build(model: config.Model, target: config.Target | None = None) -> Hierarchy
             jax.vmap(lambda k: predictor.init(k, z, one, one)["params"])(jax.random.split(predictor_key, model.levels)),
         )
 
-    return Hierarchy(
+    def encode(tree: Tree, z: Float[Array, "B K D"], ids: Int[Array, "B K"]) -> Float[Array, "B K D"]:
+        return vit.apply(stack, tree["blocks"], z, ids)
+
+    def normed(tree: Tree, z: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        return vit.apply(norm, tree["norm"], z)
+
+    return Network(
         embed=lambda tree, patches: vit.apply(embed, tree, patches),
-        encode=lambda tree, z, ids: vit.apply(stack, tree["blocks"], z, ids),
-        norm=lambda tree, z: vit.apply(norm, tree["norm"], z),
-        predict=lambda tree, z, masks: vit.apply(predictor, tree, z, masks.context, masks.target),
+        encode=encode,
+        norm=normed,
         goal=targets.of(target, model.grid[0]),
-        error=targets.ERRORS[target.error],
+        level=_level(encode, normed, predictor, targets.ERRORS[target.error], model.levels),
         init=init,
         patches=lambda clips: vit.patchify(standardise(clips), model.tubelet, model.patch),
     )
+
+
+def _level(encode: Callable, normed: Callable, predictor: vit.Predictor, error: targets.Error, count: int) -> Level:
+    """The level as the energy sees it: one state, readout and goal a kind of mask."""
+
+    def up(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
+        return [encode(tree[0], x, m.context) for x, m in zip(z, masks, strict=True)]
+
+    def across(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
+        return [vit.apply(predictor, tree[1], normed(tree[0], x), m.context, m.target)
+                for x, m in zip(z, masks, strict=True)]
+
+    def judge(guess: list[Array], goal: list[Array]) -> Float[Array, " B"]:
+        return jnp.mean(jnp.stack([error(g, t) for g, t in zip(guess, goal, strict=True)]), axis=0)
+
+    return Level(up, across, judge, repeat=count)
 
 
 def standardise(clips: UInt8[Array, "B T S S 3"]) -> Float[Array, "B T S S 3"]:
@@ -61,13 +84,13 @@ def standardise(clips: UInt8[Array, "B T S S 3"]) -> Float[Array, "B T S S 3"]:
     return (clips.astype(jnp.float32) - mean) / std
 
 
-def latents(hierarchy: Hierarchy, encoder: Encoder, clips: UInt8[Array, "B T S S 3"]) -> Float[Array, "L B N D"]:
+def latents(network: Network, encoder: Encoder, clips: UInt8[Array, "B T S S 3"]) -> Float[Array, "L B N D"]:
     """Returns the normed latents of every level for whole clips: what a frozen encoder is read by."""
-    patches = hierarchy.patches(clips)
+    patches = network.patches(clips)
     ids = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
 
     def climb(z: Float[Array, "B N D"], tree: Tree) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
-        z = hierarchy.encode(tree, z, ids)
-        return z, hierarchy.norm(tree, z)
+        z = network.encode(tree, z, ids)
+        return z, network.norm(tree, z)
 
-    return jax.lax.scan(climb, hierarchy.embed(encoder.embed, patches), encoder.levels)[1]
+    return jax.lax.scan(climb, network.embed(encoder.embed, patches), encoder.levels)[1]

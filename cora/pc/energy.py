@@ -1,61 +1,192 @@
-"""The target energy of one level: how badly it predicts the latents of the tokens that are hidden from it."""
+"""The energy of a hierarchy, and the three passes that every rule is made of: forward, predict, terms.
+
+    F(z, θ) = Σ_l  π_l/2 |z_l - f_l(z_{l-1})|²  +  λ_l ρ_l(g_l(z_l), t_l)  +  β_l/2 |z_{l-1} - b_l(z_l)|²
+
+Every term sees the parameters of one level. Squares are summed over a level's units, terms are kept per sample.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from cora.types import Encoder, Evidence, Hierarchy, Masks, Tree
+from cora.types import Activities, Context, Evidence, Hierarchy, Level, State, Theta
 
-Latents = Float[Array, "B _ D"]
-"""Value nodes of some tokens; how many differs with the kind of mask."""
-
-
-def gather(x: Float[Array, "B N D"], ids: Int[Array, "B K"]) -> Float[Array, "B K D"]:
-    """Returns the tokens of x with these ids."""
-    return jnp.take_along_axis(x, ids[..., None], axis=1)
+Weights = float | tuple[float, ...]
+Trees = tuple[Any, ...]
+"""Parameters of a hierarchy (or their gradient): one entry a Level."""
 
 
-def level_energy(
-    hierarchy: Hierarchy, tree: Tree, predictor: Tree, z: list[Latents], goal: Float[Array, "B N D"], masks: list[Masks]
-) -> tuple[Float[Array, ""], list[Latents]]:
-    """Returns level l's target energy ρ(t_l - g_l(f_l(z_{l-1}))), averaged over the kinds of mask, and its z_l.
+@dataclass(frozen=True)
+class Energy:
+    """A hierarchy and the weight of each kind of term: one number, or one a level from the lowest up."""
 
-    `z` holds z_{l-1} of the context tokens under each kind of mask; `goal` the teacher's latents of all tokens.
-    It sees this level's parameters and nothing of any other level's.
+    hierarchy: Hierarchy
+    precision: Weights = 1.0
+    """π: of the state errors."""
+    target: Weights = 1.0
+    """λ: of the target errors."""
+    reverse: Weights = 1.0
+    """β: of the decoders' errors."""
+
+    def __post_init__(self) -> None:
+        for name in ("precision", "target", "reverse"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.depth:
+                raise ValueError(f"{name} = {value}: has {len(value)} entries; this hierarchy has {self.depth} levels")
+            if min(value if isinstance(value, tuple) else (value,)) < 0:
+                raise ValueError(f"{name} = {value}: must not be negative; nearest: 0.0")
+
+    @property
+    def depth(self) -> int:
+        """L: all levels, repeated ones counted one by one."""
+        return sum(level.repeat for level in self.hierarchy)
+
+
+class Terms(NamedTuple):
+    """The weighted terms of F by level and sample; their sum over everything is F of the batch."""
+
+    state: Float[Array, "L B"]
+    target: Float[Array, "L B"]
+    reverse: Float[Array, "L B"]
+
+
+def split(energy: Energy, weights: Weights | Array) -> tuple[Float[Array, " c"], ...]:
+    """Returns weights for all levels as one array [repeat] for each Level."""
+    every = jnp.broadcast_to(jnp.asarray(weights, jnp.result_type(float)), (energy.depth,))
+    bounds = [sum(level.repeat for level in energy.hierarchy[:i]) for i in range(1, len(energy.hierarchy))]
+    return tuple(jnp.split(every, bounds))
+
+
+def scale(weights: tuple[Float[Array, " c"], ...], z: Activities) -> Activities:
+    """Returns every level's arrays times that level's weight."""
+
+    def times(w: Float[Array, " c"], x: Float[Array, "c ..."]) -> Float[Array, "c ..."]:
+        return x * w.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
+
+    return tuple(jax.tree.map(partial(times, w), part) for w, part in zip(weights, z, strict=True))
+
+
+def add(a: Any, b: Any, times: float = 1.0) -> Any:
+    """Returns a + times b, leaf by leaf."""
+    return jax.tree.map(lambda x, y: x + times * y, a, b)
+
+
+def clamp(z: Activities, evidence: Evidence) -> Activities:
+    """Returns z with the highest value node at its clamped value, if it has one."""
+    if evidence.top is None:
+        return z
+    return (*z[:-1], jax.tree.map(lambda x, y: x.at[-1].set(y), z[-1], evidence.top))
+
+
+def forward(
+    energy: Energy, params: Trees, evidence: Evidence, errors: Activities | None = None
+) -> Activities:
+    """Returns z_l = f_l(z_{l-1}) + e_l from the input up; e = 0 where no errors are given. The top is not clamped.
+
+    The map from errors to states is one to one and keeps volume. Source: Goemaere et al. (arXiv 2505.20137).
     """
-    z = [hierarchy.encode(tree, x, m.context) for x, m in zip(z, masks, strict=True)]
-    errors = [
-        hierarchy.error(hierarchy.predict(predictor, hierarchy.norm(tree, x), m), gather(goal, m.target))
-        for x, m in zip(z, masks, strict=True)
+    z, x = [], evidence.input
+    for i, (level, stack) in enumerate(zip(energy.hierarchy, params, strict=True)):
+
+        def climb(x: State, inner: tuple[Theta, State], level: Level = level) -> tuple[State, State]:
+            x = level.encode(inner[0], x, evidence.context)
+            x = x if inner[1] is None else add(x, inner[1])
+            return x, x
+
+        inner = stack, None if errors is None else errors[i]
+        if level.repeat == 1:  # what it puts out may be shaped unlike what it takes in
+            x, _ = climb(x, jax.tree.map(lambda leaf: leaf[0], inner))
+            z.append(jax.tree.map(lambda leaf: leaf[None], x))
+        else:
+            x, states = jax.lax.scan(climb, x, inner)
+            z.append(states)
+    return tuple(z)
+
+
+def below(z: Activities, x: State) -> Activities:
+    """Returns the input z_{l-1} of every level, stacked as z is."""
+    inputs = []
+    for part in z:
+        def shift(low: Array, own: Array) -> Array:
+            return low[None] if own.shape[0] == 1 else jnp.concatenate([low[None], own[:-1]])
+
+        inputs.append(jax.tree.map(shift, x, part))
+        x = jax.tree.map(lambda own: own[-1], part)
+    return tuple(inputs)
+
+
+def predict(energy: Energy, params: Trees, inputs: Activities, context: Context) -> Activities:
+    """Returns f_l of every level at these inputs, all levels of one kind at once."""
+    return tuple(
+        jax.vmap(level.encode, (0, 0, None))(stack, x, context)
+        for level, stack, x in zip(energy.hierarchy, params, inputs, strict=True)
+    )
+
+
+def read(energy: Energy, params: Trees, z: Activities, context: Context) -> tuple[State, ...]:
+    """Returns g_l of every level, None where a Level reads nothing out."""
+    return tuple(
+        None if level.readout is None else jax.vmap(level.readout, (0, 0, None))(stack, x, context)
+        for level, stack, x in zip(energy.hierarchy, params, z, strict=True)
+    )
+
+
+def judge(energy: Energy, readouts: tuple[State, ...], goals: tuple[State, ...]) -> Float[Array, "L B"]:
+    """Returns λ_l ρ_l of every level and sample, 0 where a Level reads nothing out."""
+    rows = [
+        None if level.error is None or guess is None else jax.vmap(level.error)(guess, goal)
+        for level, guess, goal in zip(energy.hierarchy, readouts, goals or (None,) * len(readouts), strict=True)
     ]
-    return jnp.mean(jnp.stack(errors)), z
+    batch = next((row.shape[1] for row in rows if row is not None), 1)
+    rows = [jnp.zeros((level.repeat, batch)) if row is None else row
+            for level, row in zip(energy.hierarchy, rows, strict=True)]
+    return jnp.concatenate(scale(split(energy, energy.target), tuple(rows)))
 
 
-def teach(
-    hierarchy: Hierarchy, tree: Tree, full: Float[Array, "B N D"]
-) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
-    """Returns the teacher's z_l for whole clips and the targets made of it."""
-    ids = jnp.broadcast_to(jnp.arange(full.shape[1]), full.shape[:2])
-    full = hierarchy.encode(tree, full, ids)
-    return full, hierarchy.goal(hierarchy.norm(tree, full))
+def squares(energy: Energy, errors: Activities, weights: Weights | Array) -> Float[Array, "L B"]:
+    """Returns w_l/2 |e_l|² of every level and sample."""
+
+    def half(x: Float[Array, "c B ..."]) -> Float[Array, "c B"]:
+        return jnp.sum(jnp.square(x), axis=tuple(range(2, x.ndim))) / 2
+
+    rows = tuple(sum(half(leaf) for leaf in jax.tree.leaves(part)) for part in errors)
+    return jnp.concatenate(scale(split(energy, weights), cast(Activities, rows)))
 
 
-def start(hierarchy: Hierarchy, embed: Tree, evidence: Evidence) -> list[Latents]:
-    """Returns z_0 of the context tokens under each kind of mask."""
-    return [hierarchy.embed(embed, gather(evidence.patches, m.context)) for m in evidence.masks]
+def regress(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> tuple[State, ...]:
+    """Returns z_{l-1} - b_l(z_l) of every level, None where a Level decodes nothing."""
+    return tuple(
+        None if level.decode is None
+        else add(x, jax.vmap(level.decode, (0, 0, None))(stack, own, evidence.context), -1.0)
+        for level, stack, x, own in zip(energy.hierarchy, params, below(z, evidence.input), z, strict=True)
+    )
 
 
-def energies(
-    hierarchy: Hierarchy, encoder: Encoder, predictors: Tree, teacher: Encoder, evidence: Evidence
-) -> Float[Array, " L"]:
-    """Returns the target energy of every level at the feed-forward pass, differentiable from end to end."""
+def reverse(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> Float[Array, "L B"]:
+    """Returns β_l/2 |z_{l-1} - b_l(z_l)|² of every level and sample, 0 where a Level decodes nothing."""
+    if all(level.decode is None for level in energy.hierarchy):
+        return jnp.zeros((energy.depth, 1))
+    errors = regress(energy, params, z, evidence)
+    batch = jax.tree.leaves(z)[0].shape[1]
+    filled = tuple(jnp.zeros((level.repeat, batch)) if e is None else e
+                   for level, e in zip(energy.hierarchy, errors, strict=True))
+    return squares(energy, filled, energy.reverse)
 
-    def climb(carry: tuple[list[Latents], Latents], level: tuple[Tree, Tree, Tree]) -> tuple[tuple, Float[Array, ""]]:
-        z, full = carry
-        tree, predictor, teacher_tree = level
-        full, goal = teach(hierarchy, teacher_tree, full)
-        energy, z = level_energy(hierarchy, tree, predictor, z, jax.lax.stop_gradient(goal), list(evidence.masks))
-        return (z, full), energy
 
-    first = start(hierarchy, encoder.embed, evidence), hierarchy.embed(teacher.embed, evidence.patches)
-    return jax.lax.scan(climb, first, (encoder.levels, predictors, teacher.levels))[1]
+def terms(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> Terms:
+    """Returns all terms of F at these value nodes (a clamped top is put in its place first)."""
+    z = clamp(z, evidence)
+    errors = add(z, predict(energy, params, below(z, evidence.input), evidence.context), -1.0)
+    state = squares(energy, errors, energy.precision)
+    target = judge(energy, read(energy, params, z, evidence.context), evidence.goals)
+    others = target, reverse(energy, params, z, evidence)
+    return Terms(state, *(jnp.broadcast_to(x, state.shape) for x in others))
+
+
+def total(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> Float[Array, ""]:
+    """Returns F, summed over the batch."""
+    return sum((jnp.sum(term) for term in terms(energy, params, z, evidence)), jnp.zeros(()))

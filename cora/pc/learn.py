@@ -1,88 +1,157 @@
-"""Learning rules: which error moves which weights.
+"""Learning: the derivative of the energy in the weights, at what inference has left.
 
-`local` is Cora's: each level learns from its own target error, and nothing crosses a level. `backprop_last` and
-`backprop_all` are the controls that every claim is measured against; they differ in the gradient alone.
+There is one gradient. With errors e and points of differentiation p (both from inference),
+
+    dF/dθ_l = -π_l e_l · df_l(p_{l-1})/dθ_l  +  λ_l dρ_l/dg_l · dg_l(p_l)/dθ_l  -  β_l (z_{l-1} - b_l(z_l)) · db_l/dθ_l
+
+so that no level's weights see another level's error, and backprop is the case where the errors are its own.
 """
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array
 
-from cora.pc.energy import Latents, energies, level_energy, start, teach
-from cora.types import Encoder, Evidence, Hierarchy, LearningRule, Params, Tree
+from cora.pc import energy as F
+from cora.pc.energy import Energy, Trees, add, scale
+from cora.pc.infer import Inference, Settled, Trace, settle, settle_and_learn
+from cora.types import Activities, Evidence, Key, State
 
 
-def local(
-    hierarchy: Hierarchy, params: Params, teacher: Encoder, evidence: Evidence
-) -> tuple[Params, Float[Array, " L"]]:
-    """Returns each level's gradient of its own energy, its input held fixed, and the energies.
+@dataclass(frozen=True)
+class Learning:
+    """When the weights learn, and from how much of the target's error."""
 
-    One scan over the levels computes a level's forward pass, its error and its gradient before it goes on to the
-    next, so that only one level's activations live at a time and memory does not grow with depth. The patch
-    embedding belongs to the lowest level.
+    when: Literal["settled", "every", "sum"] = "settled"
+    """Once the states have settled; at every `period`-th step while they do (iPC, hybrid); or from the sum of the
+    gradients of all steps (the Tutorial)."""
+    period: int = 1
+    after: int = 0
+    """`every`: steps before the first of these updates."""
+    nudge: float = 1.0
+    """β: the goal is moved to g - β (g - t), g the forward pass' readout, and the gradient divided by β; negative: a
+    repulsive nudge. Squared errors only."""
+    amplify: float = 1.0
+    """The gradient is multiplied by this; 1 / min(1, rate steps) undoes the smallness of a few error steps (ePC)."""
+
+
+class Gradient(NamedTuple):
+    """Slope of the energy, a mean over the batch: in the parameters, and in the input z_0 of every sample."""
+
+    params: Trees
+    input: State
+
+
+Rule = tuple[Inference, Learning]
+
+
+def gradient(
+    energy: Energy, params: Trees, settled: Settled, evidence: Evidence, precision: F.Weights | Array | None = None
+) -> Gradient:
+    """Returns the mean over the batch of dF/dθ and its slope in z_0; `precision` (π) by default the energy's."""
+    inputs, errors = settled.inputs, settled.errors
+    batch = jax.tree.leaves(inputs)[0].shape[1]
+    weights = energy.precision if precision is None else precision
+
+    def heads(params: Trees, x: State) -> tuple[Activities, tuple[State, ...]]:
+        lows = F.below(inputs, x)
+        return (F.predict(energy, params, lows, evidence.context), F.read(energy, params, inputs, evidence.context))
+
+    _, pull = jax.vjp(heads, params, evidence.input)
+    down = jax.tree.map(lambda e: -e / batch, scale(F.split(energy, weights), errors.state))
+    up = jax.tree.map(lambda d: d / batch, errors.target)
+    d_params, d_input = pull((down, up))
+    if any(level.decode is not None for level in energy.hierarchy):
+        back = jax.grad(lambda p: jnp.sum(F.reverse(energy, p, settled.z, evidence)) / batch)(params)
+        d_params = add(d_params, back)
+    return Gradient(d_params, d_input)
+
+
+def nudged(energy: Energy, params: Trees, evidence: Evidence, beta: float) -> Evidence:
+    """Returns the evidence with every goal t moved to g - β (g - t), g the readout of the forward pass."""
+    if beta == 1.0:
+        return evidence
+    readouts = F.read(energy, params, F.forward(energy, params, evidence), evidence.context)
+    goals = tuple(None if g is None else jax.tree.map(lambda g, t: g - beta * (g - t), g, t)
+                  for g, t in zip(readouts, evidence.goals, strict=True))
+    return evidence._replace(goals=goals)
+
+
+def learn(
+    energy: Energy, params: Trees, evidence: Evidence, rule: Rule, key: Key | None = None
+) -> tuple[Gradient, Settled, Trace]:
+    """Returns the gradient that this rule gives the weights, what inference ended in, and how.
+
+    Raises ValueError for rules that change the weights while states settle; `step` runs those.
     """
-    z, pull_back = jax.vjp(lambda tree: start(hierarchy, tree, evidence), params.encoder.embed)
-    masks = list(evidence.masks)
-
-    def climb(carry: tuple, level: tuple) -> tuple[tuple, tuple[Float[Array, ""], Tree, Tree]]:
-        z, full, pull = carry
-        index, tree, predictor, teacher_tree = level
-        full, goal = teach(hierarchy, teacher_tree, full)
-
-        def own(tree: Tree, predictor: Tree, z: list[Latents]) -> tuple[Float[Array, ""], list[Latents]]:
-            return level_energy(hierarchy, tree, predictor, z, goal, masks)
-
-        (energy, above), (d_tree, d_predictor, d_z) = jax.value_and_grad(own, (0, 1, 2), has_aux=True)(
-            tree, predictor, z
-        )
-        pull = jax.tree.map(lambda first, kept: jnp.where(index == 0, first, kept), d_z, pull)
-        return (above, full, pull), (energy, d_tree, d_predictor)
-
-    index = jnp.arange(jax.tree.leaves(params.predictors)[0].shape[0])
-    first = (z, hierarchy.embed(teacher.embed, evidence.patches), jax.tree.map(jnp.zeros_like, z))
-    levels = (index, params.encoder.levels, params.predictors, teacher.levels)
-    (_, _, pull), (energy, d_levels, d_predictors) = jax.lax.scan(climb, first, levels)
-    return Params(Encoder(pull_back(pull)[0], d_levels), d_predictors), energy
+    inference, learning = rule
+    if learning.when == "every":
+        raise ValueError("when = 'every': such a rule has no one gradient; call step, or choose 'settled'")
+    evidence = nudged(energy, params, evidence, learning.nudge)
+    settled, trace = settle(energy, params, evidence, inference, key)
+    if learning.when == "sum":
+        found = summed(energy, params, evidence, inference, key)
+    else:
+        found = gradient(energy, params, settled, evidence, final(inference))
+    return jax.tree.map(lambda g: learning.amplify / learning.nudge * g, found), settled, trace
 
 
-def backprop_all(
-    hierarchy: Hierarchy, params: Params, teacher: Encoder, evidence: Evidence
-) -> tuple[Params, Float[Array, " L"]]:
-    """Returns the end-to-end gradient of the sum of all levels' energies, and the energies (a multi-level control)."""
-
-    def total(params: Params) -> tuple[Float[Array, ""], Float[Array, " L"]]:
-        energy = energies(hierarchy, params.encoder, params.predictors, teacher, evidence)
-        return jnp.sum(energy), energy
-
-    gradient, energy = jax.grad(total, has_aux=True)(params)
-    return gradient, energy
+def final(inference: Inference) -> Array | None:
+    """Returns π after the last step where the rule has a schedule, else None: the energy's own."""
+    return None if inference.precision is None else inference.precision(jnp.asarray(inference.steps))
 
 
-def backprop_last(
-    hierarchy: Hierarchy, params: Params, teacher: Encoder, evidence: Evidence
-) -> tuple[Params, Float[Array, "1"]]:
-    """Returns the end-to-end gradient of the highest level's energy alone (V-JEPA 2), and that one energy.
+def summed(energy: Energy, params: Trees, evidence: Evidence, rule: Inference, key: Key | None) -> Gradient:
+    """Returns the sum of the gradients at the states before each of the K steps.
 
-    The lower levels' predictors are neither run nor trained.
+    Source: the Tutorial, whose `grad` is not cleared during inference (its energy lacks the 1/2: its sums are twice
+    these).
     """
 
-    def top(params: Params) -> Float[Array, ""]:
-        z, full = start(hierarchy, params.encoder.embed, evidence), hierarchy.embed(teacher.embed, evidence.patches)
+    def hook(learned: Any, here: Settled, step: Array) -> Any:
+        del step
+        return learned[0], add(learned[1], gradient(energy, learned[0], here, evidence))
 
-        def climb(carry: tuple, level: tuple) -> tuple[tuple, None]:
-            z, full = carry
-            z = [hierarchy.encode(level[0], x, m.context) for x, m in zip(z, evidence.masks, strict=True)]
-            return (z, teach(hierarchy, level[1], full)[0]), None
-
-        below, last = (jax.tree.map(lambda leaf, at=at: leaf[at], (params.encoder.levels, teacher.levels))
-                       for at in (slice(None, -1), -1))
-        (z, full), _ = jax.lax.scan(climb, (z, full), below)
-        _, goal = teach(hierarchy, last[1], full)
-        predictor = jax.tree.map(lambda leaf: leaf[-1], params.predictors)
-        return level_energy(hierarchy, last[0], predictor, z, jax.lax.stop_gradient(goal), list(evidence.masks))[0]
-
-    energy, gradient = jax.value_and_grad(top)(params)
-    return gradient, energy[None]
+    zero = jax.tree.map(jnp.zeros_like, Gradient(params, evidence.input))
+    return settle_and_learn(energy, (params, zero), evidence, rule, hook, key)[0][1]
 
 
-RULES: dict[str, LearningRule] = {"local": local, "backprop_last": backprop_last, "backprop_all": backprop_all}
+class Learner(NamedTuple):
+    """What training carries from batch to batch."""
+
+    params: Trees
+    optimiser: optax.OptState
+
+
+def step(
+    energy: Energy, learner: Learner, evidence: Evidence, rule: Rule, tx: optax.GradientTransformation,
+    key: Key | None = None,
+) -> tuple[Learner, Trace]:
+    """Returns the learner after one batch under any rule, and how inference went.
+
+    Rules that learn while states settle update with the gradient of the very energy by which the states move, both
+    at once (iPC, arXiv 2212.00720).
+    """
+    inference, learning = rule
+    if learning.when != "every":
+        found, _, trace = learn(energy, learner.params, evidence, rule, key)
+        return apply(learner, found.params, tx), trace
+    evidence = nudged(energy, learner.params, evidence, learning.nudge)
+
+    def hook(learned: Any, here: Settled, count: Array) -> Any:
+        found = gradient(energy, learned[0], here, evidence).params
+        found = jax.tree.map(lambda g: learning.amplify / learning.nudge * g, found)
+        due = (count >= learning.after) & ((count - learning.after) % learning.period == 0)
+        return jax.lax.cond(due, lambda: tuple(apply(Learner(*learned), found, tx)), lambda: learned)
+
+    learned, _, trace = settle_and_learn(energy, tuple(learner), evidence, inference, hook, key)
+    return Learner(*learned), trace
+
+
+def apply(learner: Learner, found: Trees, tx: optax.GradientTransformation) -> Learner:
+    """Returns the learner moved by one step of its optimiser."""
+    update, moments = tx.update(found, learner.optimiser, learner.params)
+    return Learner(cast(Trees, optax.apply_updates(learner.params, update)), moments)

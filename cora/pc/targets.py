@@ -33,17 +33,18 @@ def change(frames: int) -> Goal:
     return goal
 
 
-def absolute(predicted: Float[Array, "B M D"], target: Float[Array, "B M D"]) -> Float[Array, ""]:
-    """Returns the mean of |t - g| over clips, tokens and channels (V-JEPA's L1)."""
-    return jnp.mean(jnp.abs(target - predicted))
+def absolute(predicted: Float[Array, "B M D"], target: Float[Array, "B M D"]) -> Float[Array, " B"]:
+    """Returns every clip's mean of |t - g| over tokens and channels (V-JEPA's L1)."""
+    return jnp.mean(jnp.abs(target - predicted), axis=(1, 2))
 
 
-def squared(predicted: Float[Array, "B M D"], target: Float[Array, "B M D"]) -> Float[Array, ""]:
-    """Returns half the mean of (t - g)² over clips, tokens and channels: a Gaussian energy of unit precision."""
-    return jnp.mean(jnp.square(target - predicted)) / 2
+def squared(predicted: Float[Array, "B M D"], target: Float[Array, "B M D"]) -> Float[Array, " B"]:
+    """Returns every clip's half mean of (t - g)² over tokens and channels: a Gaussian energy of unit precision."""
+    return jnp.mean(jnp.square(target - predicted), axis=(1, 2)) / 2
 
 
-ERRORS = {"absolute": absolute, "squared": squared}
+Error = Callable[[Float[Array, "B M D"], Float[Array, "B M D"]], Float[Array, " B"]]
+ERRORS: dict[str, Error] = {"absolute": absolute, "squared": squared}
 
 
 def of(target: config.Target, frames: int) -> Goal:

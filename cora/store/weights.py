@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, UInt8
 from safetensors.numpy import load_file, save_file
 
 from cora import config
-from cora.nets.hierarchy import Hierarchy, build, latents
-from cora.types import Encoder
+from cora.nets.hierarchy import build, latents
+from cora.types import Encoder, Network
 
 FORMAT = "cora-encoder-1"
 
@@ -28,8 +28,8 @@ class Pretrained:
 
     def __init__(self, model: config.Model, encoder: Encoder) -> None:
         self.model, self.encoder = model, encoder
-        self.hierarchy: Hierarchy = build(model)
-        self._latents = jax.jit(lambda weights, clips: latents(self.hierarchy, weights, clips))
+        self.network: Network = build(model)
+        self._latents = jax.jit(lambda weights, clips: latents(self.network, weights, clips))
 
     def __call__(self, clips: UInt8[np.ndarray, "B T S S 3"]) -> Float[Array, "L B N D"]:
         """Returns the latents of whole clips, level by level; pixels 0 to 255, sides as in `model`."""

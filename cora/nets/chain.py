@@ -1,0 +1,141 @@
+"""Ordinary networks as hierarchies: perceptrons, convolutional nets and transformers for predictive coding.
+
+Each builder returns the hierarchy and its initialiser. The last layer is the top level's readout, so that any loss can
+stand at the output; with `clamped=True` it is a level of its own instead, for a value node that is held at the goal.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cora.pc.energy import Trees
+from cora.types import Context, Hierarchy, Key, Level, State, Theta
+
+Activation = Callable[[Array], Array]
+Loss = Callable[[Float[Array, "B D"], Array], Float[Array, " B"]]
+Parameterisation = Literal["sp", "ntp", "mupc"]
+Initialiser = Literal["lecun", "orthogonal", "xavier", "settled"]
+
+
+class Chain(NamedTuple):
+    """A hierarchy that needs no masks, and how its parameters begin."""
+
+    hierarchy: Hierarchy
+    init: Callable[[Key], Trees]
+
+
+def squared(guess: Float[Array, "B ..."], goal: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """Returns half the sum of squares of every sample."""
+    return jnp.sum(jnp.square(goal - guess).reshape(guess.shape[0], -1), axis=1) / 2
+
+
+def cross_entropy(logits: Float[Array, "B D"], goal: Float[Array, "B D"]) -> Float[Array, " B"]:
+    """Returns -Σ goal log softmax(logits) of every sample; `goal` holds class probabilities."""
+    return -jnp.sum(goal * jax.nn.log_softmax(logits), axis=-1)
+
+
+def smooth_l1(guess: Float[Array, "B ..."], goal: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """Returns the sum of Huber's loss with threshold 1 of every sample."""
+    far = jnp.abs(goal - guess)
+    each = jnp.where(far < 1, jnp.square(far) / 2, far - 0.5)
+    return jnp.sum(each.reshape(guess.shape[0], -1), axis=1)
+
+
+def factors(sizes: tuple[int, ...], parameterisation: Parameterisation, residual: bool) -> tuple[float, ...]:
+    """Returns the forward factor a_l of every layer.
+
+    sp: 1. ntp: 1/sqrt(inputs) (a residual hidden layer: 1/sqrt(inputs L)). mupc: as ntp, but the output 1/inputs.
+    Source: μPC (arXiv 2505.13124); the weights of ntp and mupc are drawn with unit variance.
+    """
+    depth = len(sizes) - 1
+    if parameterisation == "sp":
+        return (1.0,) * depth
+    hidden = [(n * (depth if residual else 1)) ** -0.5 for n in sizes[1:-2]]
+    last = sizes[-2] ** (-1.0 if parameterisation == "mupc" else -0.5)
+    return (sizes[0] ** -0.5, *hidden, last)
+
+
+def draw(key: Key, outputs: int, inputs: int, how: Initialiser) -> Float[Array, "o i"]:
+    """Returns the initial weights of a layer.
+
+    lecun: variance 1/inputs. orthogonal. xavier: variance 2/(inputs + outputs). settled: variance such that f and its
+    transpose both keep the norm of what they carry at settled states, 1/sqrt(inputs outputs), Xavier's condition for
+    errors that have spread.
+    """
+    if how == "orthogonal":
+        return jax.nn.initializers.orthogonal()(key, (outputs, inputs))
+    variance = {"lecun": 1 / inputs, "xavier": 2 / (inputs + outputs), "settled": (inputs * outputs) ** -0.5}[how]
+    return variance**0.5 * jax.random.normal(key, (outputs, inputs))
+
+
+def mlp(
+    sizes: tuple[int, ...], act: Activation = jax.nn.relu, loss: Loss = squared, *,
+    parameterisation: Parameterisation = "sp", residual: bool = False, bias: bool = True, first_act: bool = False,
+    order: Literal["before", "after"] = "before", init: Initialiser = "lecun", clamped: bool = False,
+    decode: bool = False,
+) -> Chain:
+    """Returns a perceptron of len(sizes) - 1 layers: a_l W_l act(z_{l-1}) + b_l, plus z_{l-1} where residual.
+
+    `order="after"` is act(a_l W_l z_{l-1} + b_l) with a linear last layer (Torch2PC, the Tutorial) instead of JPC's and
+    PCX's act-before-weight; equal hidden layers become one Level, repeated. `decode` gives every level a linear
+    top-down prediction b_l(z) = V_l act(z) of the level below (bidirectional and hybrid hierarchies).
+    """
+    depth, a = len(sizes) - 1, factors(sizes, parameterisation, residual)
+    runs = _runs(sizes, depth if clamped else depth - 1)
+
+    def layer(i: int) -> Callable[[Theta, State, Context], State]:
+        def f(theta: Theta, x: Float[Array, "B i"], context: Context) -> Float[Array, "B o"]:
+            inner = act(x) if order == "before" and (i > 0 or first_act) else x
+            out = a[i] * (inner @ theta["w"].T)
+            out = out + theta["b"][None] if bias else out
+            out = act(out) if order == "after" and i < depth - 1 else out
+            return out + x if residual and 0 < i < depth - 1 else out
+
+        return f
+
+    def down(theta: Theta, z: Float[Array, "B o"], context: Context) -> Float[Array, "B i"]:
+        return act(z) @ theta["v"].T
+
+    def begin(key: Key, i: int) -> Theta:
+        key, back = jax.random.split(key)
+        w = draw(key, sizes[i + 1], sizes[i], init) if parameterisation == "sp" else \
+            jax.random.normal(key, (sizes[i + 1], sizes[i]))
+        theta = {"w": w} | ({"b": jnp.zeros(sizes[i + 1])} if bias else {})
+        return theta | ({"v": draw(back, sizes[i], sizes[i + 1], "lecun")} if decode else {})
+
+    def level(first: int, count: int) -> Level:
+        f = layer(first)
+        plain = Level(lambda t, x, c: f(t["f"], x, c), repeat=count)
+        if decode:
+            plain = plain._replace(decode=lambda t, z, c: down(t["f"], z, c))
+        if clamped or first + count < depth - 1:
+            return plain
+        g = layer(depth - 1)
+        return plain._replace(readout=lambda t, x, c: g(t["g"], x, c), error=loss)
+
+    def start(key: Key) -> Trees:
+        keys = jax.random.split(key, depth)
+        params = []
+        for first, count in runs:
+            stack = {"f": jax.vmap(lambda k, i=first: begin(k, i))(keys[first : first + count])}
+            if not clamped and first + count == depth - 1:
+                stack["g"] = jax.tree.map(lambda x: x[None], begin(keys[-1], depth - 1))
+            params.append(stack)
+        return tuple(params)
+
+    return Chain(tuple(level(*run) for run in runs), start)
+
+
+def _runs(sizes: tuple[int, ...], levels: int) -> list[tuple[int, int]]:
+    """Where runs of equal layers begin and how long they are; the first and the last level stand alone."""
+    runs: list[tuple[int, int]] = []
+    for i in range(levels):
+        alike = 1 < i < levels - 1 and sizes[i : i + 2] == sizes[i - 1 : i + 1]
+        if alike:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((i, 1))
+    return runs

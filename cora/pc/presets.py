@@ -1,0 +1,60 @@
+"""The algorithms of the field by name: each is a choice of an inference rule and of a learning rule."""
+
+from collections.abc import Callable
+
+import optax
+
+from cora.pc.infer import Inference
+from cora.pc.learn import Learning, Rule
+
+
+def sgd(rate: float) -> optax.GradientTransformation:
+    """Returns plain gradient descent at this rate."""
+    return optax.sgd(rate)
+
+
+def _pc(depth: int, steps: int, rate: float) -> Rule:
+    return Inference(steps=steps, optimiser=sgd(rate)), Learning()
+
+
+def _mcpc(depth: int, steps: int, rate: float) -> Rule:
+    return Inference(steps=steps, optimiser=sgd(rate), noise=(2 * rate) ** 0.5), Learning()
+
+
+def _epc(depth: int, steps: int, rate: float) -> Rule:
+    inference = Inference(variable="error", steps=steps, optimiser=sgd(rate))
+    return inference, Learning(amplify=1 / min(1.0, rate * steps) if rate * steps else 1.0)
+
+
+PRESETS: dict[str, Callable[[int, int, float], Rule]] = {
+    "bp": lambda depth, steps, rate: (Inference(variable="error", linearise="forward", steps=1, optimiser=sgd(1.0)),
+                                      Learning()),
+    "local": lambda depth, steps, rate: (Inference(linearise="forward", steps=1, optimiser=sgd(1.0)), Learning()),
+    "pc": _pc,
+    "strict": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate), keep="stale"), Learning()),
+    "pc_ode": lambda depth, steps, rate: (Inference(variable="flow"), Learning()),
+    "ipc": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)), Learning(when="every")),
+    "hybrid": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)),
+                                          Learning(when="every", period=max(1, steps // 4), after=steps // 2)),
+    "zil": lambda depth, steps, rate: (Inference(steps=depth + 1, optimiser=sgd(1.0), keep="arrival"), Learning()),
+    "epc": _epc,
+    "nudged": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)), Learning(nudge=0.1)),
+    "fixed_pred": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate), linearise="forward",
+                                                        keep="stale"), Learning()),
+    "accumulate": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)), Learning(when="sum")),
+    "mcpc": _mcpc,
+    "hpc": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate), forward_only=True), Learning()),
+    "bpc": _pc,
+}
+"""name -> (depth L, steps K, rate η) -> rule. `bpc` is `pc` on levels that also decode; `exact` is `bp`."""
+PRESETS["exact"] = PRESETS["bp"]
+
+
+def preset(name: str, depth: int, steps: int = 20, rate: float = 0.1) -> Rule:
+    """Returns the rule of this name for a hierarchy of `depth` levels; raises KeyError naming the nearest."""
+    if name not in PRESETS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, PRESETS, 1, 0.0)[0]
+        raise KeyError(f"no preset {name!r}; nearest: {near!r}; all: {', '.join(sorted(PRESETS))}")
+    return PRESETS[name](depth, steps, rate)
