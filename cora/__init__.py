@@ -3,6 +3,9 @@
     encoder = cora.load("demo/encoder")     # a frozen encoder
     latents = encoder(clips)                # uint8 [B, T, S, S, 3] -> [L, B, N, D]
 
+    energy = cora.Energy(hierarchy)         # predictive coding on any hierarchy of levels
+    learner, trace = cora.step(energy, learner, cora.Evidence(x, goals), cora.preset("pc", depth), optimiser)
+
 What reads files (`cora.video`, `cora.store`), trains (`cora.train`) and measures (`cora.measure`) is imported by name.
 """
 
@@ -19,12 +22,32 @@ from cora.types import Network as Network
 from cora.types import Params as Params
 
 if TYPE_CHECKING:
+    from cora.pc.energy import Energy as Energy
+    from cora.pc.infer import Inference as Inference
+    from cora.pc.infer import settle as settle
+    from cora.pc.learn import Learner as Learner
+    from cora.pc.learn import Learning as Learning
+    from cora.pc.learn import learn as learn
+    from cora.pc.learn import step as step
+    from cora.pc.presets import preset as preset
     from cora.store.weights import load as load
     from cora.train import fit as fit
     from cora.video.clips import views as views
 
 __version__ = "0.1.0"
-_LATER = {"load": "cora.store.weights", "fit": "cora.train", "views": "cora.video.clips"}
+_LATER = {
+    "load": "cora.store.weights",
+    "fit": "cora.train",
+    "views": "cora.video.clips",
+    "Energy": "cora.pc.energy",
+    "Inference": "cora.pc.infer",
+    "settle": "cora.pc.infer",
+    "Learner": "cora.pc.learn",
+    "Learning": "cora.pc.learn",
+    "learn": "cora.pc.learn",
+    "step": "cora.pc.learn",
+    "preset": "cora.pc.presets",
+}
 
 
 def __getattr__(name: str) -> Any:

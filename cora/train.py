@@ -21,6 +21,8 @@ from cora import config
 from cora.nets.hierarchy import build, latents
 from cora.pc import masks, rules
 from cora.pc.diagnose import health
+from cora.pc.learn import learn
+from cora.pc.presets import preset
 from cora.store import checkpoint, record
 from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
@@ -74,20 +76,43 @@ def initialise(network: Network, settings: config.Pretrain) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params.encoder), tx.init(params))
 
 
+def engine(settings: config.Pretrain) -> Callable:
+    """Returns what computes the gradient of rules that settle states; PCX is imported only where it is asked for.
+
+    Raises ConfigError where PCX is missing, or where nothing settles that it could compute.
+    """
+    if settings.infer.engine == "native":
+        return learn
+    if settings.learn.rule in rules.DIRECT:
+        raise config.ConfigError(f"infer.engine = 'pcx' with learn.rule = {settings.learn.rule!r}: settles no states "
+                                 "that PCX could compute; nearest: learn.rule = 'pc'")
+    try:
+        from cora import pcx
+    except ModuleNotFoundError as missing:
+        raise config.ConfigError(f"infer.engine = 'pcx': {missing.name} is not installed; run `pip install --no-deps "
+                                 "pcx==0.6.3 && pip install equinox`, or choose 'native'") from missing
+    return pcx.learn
+
+
+def look(network: Network, settings: config.Pretrain, step: Int[Array, ""], video: UInt8[Array, "B T S S 3"]) -> Sight:
+    """Returns the clips' patches and this step's masks."""
+    kinds = masks.kinds(settings.mask, settings.model.grid).values()
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.run.seed + 1), step), len(kinds))
+    drawn = tuple(masks.sample(key, kind, video.shape[0]) for key, kind in zip(keys, kinds, strict=True))
+    return Sight(network.patches(video), drawn)
+
+
 def make_step(network: Network, settings: config.Pretrain) -> Step:
     """Returns the pure training step: (state, uint8 clips) -> (next state, metrics).
 
     Chance comes from the seed and the step alone, so a resumed run draws what the undisturbed one would have drawn.
     """
     tx = optimiser(settings.optim, settings.run.steps)
-    rule = rules.rule_of(settings.learn, settings.infer, settings.model.levels)
-    kinds = tuple(masks.kinds(settings.mask, settings.model.grid).values())
+    rule = rules.rule_of(settings.learn, settings.infer, settings.model.levels, engine(settings))
     rate = schedule(settings.optim, settings.run.steps)
 
     def step(state: TrainState, video: UInt8[Array, "B T S S 3"]) -> tuple[TrainState, Metrics]:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.run.seed + 1), state.step), len(kinds))
-        drawn = tuple(masks.sample(key, kind, video.shape[0]) for key, kind in zip(keys, kinds, strict=True))
-        sight = Sight(network.patches(video), drawn)
+        sight = look(network, settings, state.step, video)
         gradient, energy = rule(network, state.params, state.teacher, sight)
         update, moments = tx.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, update)
@@ -97,6 +122,20 @@ def make_step(network: Network, settings: config.Pretrain) -> Step:
         return TrainState(state.step + 1, params, teacher, moments), metrics
 
     return step
+
+
+def make_check(network: Network, settings: config.Pretrain) -> Callable[[TrainState, Array], Metrics]:
+    """Returns what is logged beside a step's own numbers: the readout's health, and how inference settles, if any."""
+
+    def check(state: TrainState, video: UInt8[Array, "B T S S 3"]) -> Metrics:
+        numbers = health(latents(network, readout(state, settings.target), video))
+        if settings.learn.rule in rules.DIRECT:
+            return numbers
+        rule = preset(settings.learn.rule, settings.model.levels, settings.infer.steps, settings.infer.rate)
+        sight = look(network, settings, state.step, video)
+        return numbers | rules.inspected(rule, network, state.params, state.teacher, sight)
+
+    return check
 
 
 def corpus_of(settings: config.Corpus) -> manifest.Manifest:
@@ -131,7 +170,7 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     network, data = build(settings.model, settings.target), loader(settings, workdir)
     state = jax.jit(lambda: initialise(network, settings), out_shardings=whole)()
     step = jax.jit(make_step(network, settings), donate_argnums=0, in_shardings=(whole, split))
-    check = jax.jit(lambda encoder, video: health(latents(network, encoder, video)), in_shardings=(whole, split))
+    check = jax.jit(make_check(network, settings), in_shardings=(whole, split))
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
     state = book.restore(state, data) or state
     done = int(jax.device_get(state.step))
@@ -147,7 +186,7 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
             state, metrics = step(state, video)
             kept.clock.tick(settings.run.batch)
             if logged:
-                kept.later(i + 1, metrics | check(readout(state, settings.target), video))
+                kept.later(i + 1, metrics | check(state, video))
     book.save(settings.run.steps, state, data)
     book.close()
     return state

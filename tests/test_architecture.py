@@ -13,10 +13,12 @@ LAYERS = [
     {"cora.types", "cora.config"},
     {"cora.pc"},
     {"cora.nets"},
+    {"cora.pcx"},
     {"cora.video", "cora.store"},
     {"cora.train"},
     {"cora.measure"},
     {"cora.report"},
+    {"cora.bench"},
     {"cora.demo"},
     {"cora.cli"},
 ]
@@ -32,6 +34,8 @@ PLACES = {
     "tensorboardX": {"cora/store/record.py"},
     "tyro": {"cora/cli.py"},
     "diffrax": {"cora/pc/infer.py"},
+    "pcx": {"cora/pcx.py", "cora/bench/with_pcx.py"},
+    "fabricpc": {"cora/bench/with_fabricpc.py"},
 }
 
 

@@ -333,3 +333,18 @@ def test_shown_frames_are_the_first_of_their_tokens_and_span_the_clip(gallery):
 def test_levels_have_colours_of_their_own(levels):
     assert len(set(figures.level_colours(levels))) == levels
     assert figures.level_colours(levels)[0] == figures.level_colours(4)[0]
+
+
+def test_a_run_with_inference_tells_how_it_settled(tmp_path, gallery):
+    """The section stands there only if the run settled states, and says what the last row says."""
+    plain = make_run(tmp_path / "plain")
+    assert 'id="settling"' not in write(tmp_path / "a", plain, gallery).read_text()
+    settled = make_run(tmp_path / "settled")
+    rows = [json.loads(line) for line in (settled / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"backprop_cosine": [0.1, 0.9, 0.987], "backprop_ratio": [0.01, 0.1, 1.0], "residual": [0.42],
+                "energy_last": [1.0, 2.0, 3.0], "error_norm": [0.1, 0.2, 0.3]}
+    (settled / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write(tmp_path / "b", settled, gallery).read_text()
+    assert 'id="settling"' in page and "fell to 42% of its first value" in page
+    assert "Cosine to backprop: 0.1, 0.9, 0.987" in page

@@ -95,7 +95,7 @@ def test_another_seed_is_another_run(corpus, straight, tmp_path):
     assert not np.array_equal(jax.tree.leaves(other.params)[0], jax.tree.leaves(straight[1].params)[0])
 
 
-@pytest.mark.parametrize("rule", ["local", "backprop_last", "backprop_all"])
+@pytest.mark.parametrize("rule", ["local", "backprop_last", "backprop_all", "pc"])
 def test_a_step_lowers_the_loss_of_a_batch_it_sees_again(rule):
     made = config.Pretrain(model=MODEL, learn=config.Learn(rule=rule), target=config.Target(kind="frozen"),
                            optim=config.Optim(warmup=0.0, lr=3e-3), run=config.Run(steps=60))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cora.nets import vit
 from cora.pc.energy import Trees
 from cora.types import Context, Hierarchy, Key, Level, State, Theta
 
@@ -75,13 +76,16 @@ def mlp(
     sizes: tuple[int, ...], act: Activation = jax.nn.relu, loss: Loss = squared, *,
     parameterisation: Parameterisation = "sp", residual: bool = False, bias: bool = True, first_act: bool = False,
     order: Literal["before", "after"] = "before", init: Initialiser = "lecun", clamped: bool = False,
-    decode: bool = False,
+    decode: bool = False, prior: Literal["none", "zero", "learned"] = "none",
 ) -> Chain:
     """Returns a perceptron of len(sizes) - 1 layers: a_l W_l act(z_{l-1}) + b_l, plus z_{l-1} where residual.
 
     `order="after"` is act(a_l W_l z_{l-1} + b_l) with a linear last layer (Torch2PC, the Tutorial) instead of JPC's and
     PCX's act-before-weight; equal hidden layers become one Level, repeated. `decode` gives every level a linear
     top-down prediction b_l(z) = V_l act(z) of the level below (bidirectional and hybrid hierarchies).
+
+    An autoencoder is an mlp whose goal is its input. With a `prior` the mlp is generative: sizes[0] units are a latent,
+    and one more level, underneath, predicts them from nothing: it reads its input's batch axis alone (any [B, _] does).
     """
     depth, a = len(sizes) - 1, factors(sizes, parameterisation, residual)
     runs = _runs(sizes, depth if clamped else depth - 1)
@@ -118,7 +122,7 @@ def mlp(
 
     def start(key: Key) -> Trees:
         keys = jax.random.split(key, depth)
-        params = []
+        params = [{"f": {"mean": jnp.zeros((1, sizes[0]))} if prior == "learned" else {}}] if prior != "none" else []
         for first, count in runs:
             stack = {"f": jax.vmap(lambda k, i=first: begin(k, i))(keys[first : first + count])}
             if not clamped and first + count == depth - 1:
@@ -126,7 +130,13 @@ def mlp(
             params.append(stack)
         return tuple(params)
 
-    return Chain(tuple(level(*run) for run in runs), start)
+    bottom = () if prior == "none" else (Level(lambda t, x, c: _prior(t["f"], x, sizes[0])),)
+    return Chain((*bottom, *(level(*run) for run in runs)), start)
+
+
+def _prior(theta: Theta, x: Float[Array, "B _"], units: int) -> Float[Array, "B u"]:
+    """The prior's mean for every sample, zero where it is not learned."""
+    return jnp.broadcast_to(theta.get("mean", jnp.zeros(units, x.dtype)), (x.shape[0], units))
 
 
 def _runs(sizes: tuple[int, ...], levels: int) -> list[tuple[int, int]]:
@@ -139,3 +149,97 @@ def _runs(sizes: tuple[int, ...], levels: int) -> list[tuple[int, int]]:
         else:
             runs.append((i, 1))
     return runs
+
+
+def cnn(
+    image: tuple[int, int, int], channels: tuple[int, ...], outputs: int, act: Activation = jax.nn.relu,
+    loss: Loss = squared, *, kernel: int = 3, stride: int = 2, init: Initialiser = "lecun",
+) -> Chain:
+    """Returns a convolutional net on images [B, height, width, channels]: levels act(W * z + b), then a linear readout.
+
+    Each level divides the picture's sides by `stride` (zero padding, rounded up); the readout sees all of the last
+    level's units.
+    """
+    widths, sides = (image[2], *channels), (image[0], image[1])
+    for _ in channels:
+        sides = (-(-sides[0] // stride), -(-sides[1] // stride))
+    flat = sides[0] * sides[1] * channels[-1]
+
+    def convolve(theta: Theta, x: Float[Array, "B h w i"], context: Context) -> Float[Array, "B a b o"]:
+        f = theta["f"]
+        axes = ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(x, f["w"], (stride, stride), "SAME", dimension_numbers=axes)
+        return act(out + f["b"][None, None, None])
+
+    def readout(theta: Theta, x: Float[Array, "B a b o"], context: Context) -> Float[Array, "B y"]:
+        return x.reshape(x.shape[0], -1) @ theta["g"]["w"].T + theta["g"]["b"][None]
+
+    def start(key: Key) -> Trees:
+        keys = jax.random.split(key, len(channels) + 1)
+        params = []
+        for k, inputs, own in zip(keys, widths, channels, strict=False):
+            w = draw(k, own, kernel * kernel * inputs, init)
+            params.append({"f": {"w": w.T.reshape(1, kernel, kernel, inputs, own), "b": jnp.zeros((1, own))}})
+        params[-1]["g"] = {"w": draw(keys[-1], outputs, flat, init)[None], "b": jnp.zeros((1, outputs))}
+        return tuple(params)
+
+    top = Level(convolve, readout, loss)
+    return Chain((Level(convolve),) * (len(channels) - 1) + (top,), start)
+
+
+def transformer(
+    tokens: int, inputs: int, width: int, heads: int, blocks: int, outputs: int, loss: Loss = squared, *,
+    mlp_ratio: float = 4.0, scaling: Literal["sp", "depth"] = "sp",
+) -> Chain:
+    """Returns a pre-norm transformer on sequences [B, tokens, inputs]: an embedding, one level a block, a readout.
+
+    The embedding is linear with a learned position; a block is x + s attention(norm x), then that + s mlp(norm of it);
+    the readout is linear in the mean over tokens of the normed top. `depth` scales every branch by s = 1/blocks and
+    attention's logits by 1/d_head in place of 1/sqrt(d_head) (CompleteP, arXiv 2505.01618; JPC's transformer).
+    """
+    branch = 1 / blocks if scaling == "depth" else 1.0
+    sharp = (width // heads) ** -0.5 if scaling == "depth" else 1.0
+    hidden = int(width * mlp_ratio)
+
+    def linear(tree: Theta, x: Float[Array, "B K i"]) -> Float[Array, "B K o"]:
+        return x @ tree["w"].T + tree["b"][None, None]
+
+    def norm(tree: Theta, x: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
+        return jax.nn.standardize(x, epsilon=vit.EPS) * tree["scale"][None, None] + tree["shift"][None, None]
+
+    def embed(theta: Theta, x: Float[Array, "B K i"], context: Context) -> Float[Array, "B K D"]:
+        return linear(theta["f"]["in"], x) + theta["f"]["place"][None]
+
+    def block(theta: Theta, x: Float[Array, "B K D"], context: Context) -> Float[Array, "B K D"]:
+        f = theta["f"]
+        qkv = linear(f["qkv"], norm(f["norm1"], x)).reshape(x.shape[0], x.shape[1], 3, heads, width // heads)
+        mixed = vit.attend(qkv[:, :, 0] * sharp, qkv[:, :, 1], qkv[:, :, 2]).reshape(x.shape)
+        x = x + branch * linear(f["proj"], mixed)
+        return x + branch * linear(f["fc2"], vit.gelu(linear(f["fc1"], norm(f["norm2"], x))))
+
+    def readout(theta: Theta, x: Float[Array, "B K D"], context: Context) -> Float[Array, "B y"]:
+        g = theta["g"]
+        return jnp.mean(norm(g["norm"], x), axis=1) @ g["out"]["w"].T + g["out"]["b"][None]
+
+    def begin(key: Key, rows: int, columns: int) -> Theta:
+        return {"w": draw(key, rows, columns, "lecun"), "b": jnp.zeros(rows)}
+
+    def begin_norm() -> Theta:
+        return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
+
+    def begin_block(key: Key) -> Theta:
+        keys = jax.random.split(key, 4)
+        return {"norm1": begin_norm(), "qkv": begin(keys[0], 3 * width, width), "proj": begin(keys[1], width, width),
+                "norm2": begin_norm(), "fc1": begin(keys[2], hidden, width), "fc2": begin(keys[3], width, hidden)}
+
+    def start(key: Key) -> Trees:
+        first, place, middle, last = jax.random.split(key, 4)
+        every = jax.vmap(begin_block)(jax.random.split(middle, blocks))
+        out = {"norm": begin_norm(), "out": begin(last, outputs, width)}
+        bottom = {"in": begin(first, width, inputs), "place": 0.02 * jax.random.normal(place, (tokens, width))}
+        inner = ({"f": jax.tree.map(lambda x: x[:-1], every)},) if blocks > 1 else ()
+        top = {"f": jax.tree.map(lambda x: x[-1:], every), "g": jax.tree.map(lambda x: x[None], out)}
+        return ({"f": jax.tree.map(lambda x: x[None], bottom)}, *inner, top)
+
+    body = (Level(block, repeat=blocks - 1),) if blocks > 1 else ()
+    return Chain((Level(embed), *body, Level(block, readout, loss)), start)

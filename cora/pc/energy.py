@@ -54,14 +54,14 @@ class Terms(NamedTuple):
     reverse: Float[Array, "L B"]
 
 
-def split(energy: Energy, weights: Weights | Array) -> tuple[Float[Array, " c"], ...]:
+def split(energy: Energy, weights: Weights | Array) -> tuple[Float[Array, " _"], ...]:
     """Returns weights for all levels as one array [repeat] for each Level."""
     every = jnp.broadcast_to(jnp.asarray(weights, jnp.result_type(float)), (energy.depth,))
     bounds = [sum(level.repeat for level in energy.hierarchy[:i]) for i in range(1, len(energy.hierarchy))]
     return tuple(jnp.split(every, bounds))
 
 
-def scale(weights: tuple[Float[Array, " c"], ...], z: Activities) -> Activities:
+def scale(weights: tuple[Float[Array, " _"], ...], z: Activities) -> Activities:
     """Returns every level's arrays times that level's weight."""
 
     def times(w: Float[Array, " c"], x: Float[Array, "c ..."]) -> Float[Array, "c ..."]:

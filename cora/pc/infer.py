@@ -167,8 +167,7 @@ def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activit
         g = add(add(weighed, pull(weighed)[0], -1.0), own)
         if rule.shortcut[0]:
             g = shorten(weighed, g, *rule.shortcut)
-        if evidence.top is not None:
-            g = (*g[:-1], jax.tree.map(lambda x: x.at[-1].set(0), g[-1]))
+        g = unclamped(g, evidence)
         kept = errors
         if rule.keep == "arrival":
             now = scale(arrived(energy, step), errors)
@@ -192,11 +191,17 @@ def error_slope(energy: Energy, rule: Inference, evidence: Evidence) -> Callable
     def slope(params: Trees, e: Activities, memory: Memory, step: Array) -> tuple[Activities, Memory, Array]:
         precision = energy.precision if rule.precision is None else rule.precision(step)
         g, row = jax.grad(rows, argnums=1, has_aux=True)(params, e, precision)
-        if evidence.top is not None:
-            g = (*g[:-1], jax.tree.map(lambda x: x.at[-1].set(0), g[-1]))
+        g = unclamped(g, evidence)
         return g, memory, row
 
     return slope
+
+
+def unclamped(x: Activities, evidence: Evidence) -> Activities:
+    """Returns slopes or errors with nothing at a clamped top."""
+    if evidence.top is None:
+        return x
+    return (*x[:-1], jax.tree.map(lambda leaf: leaf.at[-1].set(0), x[-1]))
 
 
 def closing(evidence: Evidence, z: Activities) -> Activities:
@@ -210,8 +215,9 @@ def closing(evidence: Evidence, z: Activities) -> Activities:
 def loop(
     slope: Callable, rule: Inference, learned: Learned, x: Activities, memory: Memory, key: Key | None = None,
     hook: Callable[[Learned, Activities, Activities, Int[Array, ""]], Learned] | None = None,
+    pin: Callable[[Activities], Activities] = lambda x: x,
 ) -> tuple[Learned, Activities, Memory, Trace]:
-    """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, stop.
+    """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, pin, stop.
 
     Where the last errors are wanted they take one more evaluation, in the same compiled body, without a step.
     """
@@ -230,7 +236,8 @@ def loop(
         update, after = rule.optimiser.update(g, moments, x)
         if rule.noise and key is not None:
             update = add(update, optax.tree.random_like(jax.random.fold_in(key, step), x), rule.noise)
-        x, moments = jax.tree.map(lambda new, old: jnp.where(going, new, old), (add(x, update), after), (x, moments))
+        moved = pin(add(x, update)), after
+        x, moments = jax.tree.map(lambda new, old: jnp.where(going, new, old), moved, (x, moments))
         return (learned, x, memory, moments, largest, going), (row, size)
 
     start: tuple = (learned, x, memory, rule.optimiser.init(x), jnp.zeros(()), jnp.array(True))
@@ -267,13 +274,13 @@ def settle(
     memory, trace = Memory(zero, zero, z), Trace(jnp.zeros((0, energy.depth)), jnp.zeros(0))
     if rule.variable == "error":
         slope = error_slope(energy, rule, evidence)
-        _, e, _, trace = loop(slope, rule, (params, None), zero, memory, key)
+        _, e, _, trace = loop(slope, rule, (params, None), zero, memory, key, pin=lambda e: unclamped(e, evidence))
         z = ff if rule.frozen else F.forward(energy, params, evidence, e)
         errors, z = add(e, closing(evidence, z)), F.clamp(z, evidence)
         seen = z
     elif rule.variable == "state":
         slope = state_slope(energy, rule, evidence, ff)
-        _, z, memory, trace = loop(slope, rule, (params, None), z, memory, key)
+        _, z, memory, trace = loop(slope, rule, (params, None), z, memory, key, pin=lambda z: F.clamp(z, evidence))
         apart = rule.forward_only or (rule.linearise == "forward" and rule.keep == "last")
         errors, seen = add(z, ff, -1.0) if apart else memory.errors, memory.before
     elif rule.variable == "flow":
@@ -288,8 +295,8 @@ def settle(
 
 def settle_and_learn(
     energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None
-) -> tuple[Learned, Activities, Trace]:
-    """Returns what `hook` made of the weights while the states descended, the last states and the trace.
+) -> tuple[Learned, Settled, Trace]:
+    """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went.
 
     Raises ValueError for rules that do not descend on states at the current point.
     """
@@ -304,5 +311,6 @@ def settle_and_learn(
     ff = F.forward(energy, learned[0], evidence)
     zero, z = jax.tree.map(jnp.zeros_like, ff), F.clamp(ff, evidence)
     slope = state_slope(energy, rule, evidence, ff)
-    learned, z, _, trace = loop(slope, rule, learned, z, Memory(zero, zero, z), key, at)
-    return learned, z, trace
+    learned, z, _, trace = loop(slope, rule, learned, z, Memory(zero, zero, z), key, at, lambda z: F.clamp(z, evidence))
+    errors = add(z, F.predict(energy, learned[0], F.below(z, evidence.input), evidence.context), -1.0)
+    return learned, Settled(z, z, Errors(errors, slopes(energy, learned[0], z, evidence))), trace

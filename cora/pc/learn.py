@@ -35,7 +35,8 @@ class Learning:
     """β: the goal is moved to g - β (g - t), g the forward pass' readout, and the gradient divided by β; negative: a
     repulsive nudge. Squared errors only."""
     amplify: float = 1.0
-    """The gradient is multiplied by this; 1 / min(1, rate steps) undoes the smallness of a few error steps (ePC)."""
+    """State errors are multiplied by this; 1 / min(1, rate steps) undoes the smallness of a few error steps (ePC), so
+    that a level's gradient is as large as the readout's."""
 
 
 class Gradient(NamedTuple):
@@ -49,9 +50,13 @@ Rule = tuple[Inference, Learning]
 
 
 def gradient(
-    energy: Energy, params: Trees, settled: Settled, evidence: Evidence, precision: F.Weights | Array | None = None
+    energy: Energy, params: Trees, settled: Settled, evidence: Evidence, precision: F.Weights | Array | None = None,
+    amplify: float = 1.0,
 ) -> Gradient:
-    """Returns the mean over the batch of dF/dθ and its slope in z_0; `precision` (π) by default the energy's."""
+    """Returns the mean over the batch of dF/dθ and its slope in z_0; `precision` (π) by default the energy's.
+
+    `amplify` multiplies the part of the state errors.
+    """
     inputs, errors = settled.inputs, settled.errors
     batch = jax.tree.leaves(inputs)[0].shape[1]
     weights = energy.precision if precision is None else precision
@@ -61,12 +66,14 @@ def gradient(
         return (F.predict(energy, params, lows, evidence.context), F.read(energy, params, inputs, evidence.context))
 
     _, pull = jax.vjp(heads, params, evidence.input)
-    down = jax.tree.map(lambda e: -e / batch, scale(F.split(energy, weights), errors.state))
+    down = jax.tree.map(lambda e: -amplify * e / batch, scale(F.split(energy, weights), errors.state))
     up = jax.tree.map(lambda d: d / batch, errors.target)
     d_params, d_input = pull((down, up))
     if any(level.decode is not None for level in energy.hierarchy):
-        back = jax.grad(lambda p: jnp.sum(F.reverse(energy, p, settled.z, evidence)) / batch)(params)
-        d_params = add(d_params, back)
+        def back(params: Trees, x: State) -> Array:
+            return jnp.sum(F.reverse(energy, params, settled.z, evidence._replace(input=x))) / batch
+
+        d_params, d_input = add((d_params, d_input), jax.grad(back, (0, 1))(params, evidence.input))
     return Gradient(d_params, d_input)
 
 
@@ -91,32 +98,36 @@ def learn(
     if learning.when == "every":
         raise ValueError("when = 'every': such a rule has no one gradient; call step, or choose 'settled'")
     evidence = nudged(energy, params, evidence, learning.nudge)
-    settled, trace = settle(energy, params, evidence, inference, key)
     if learning.when == "sum":
-        found = summed(energy, params, evidence, inference, key)
+        found, settled, trace = summed(energy, params, evidence, rule, key)
     else:
-        found = gradient(energy, params, settled, evidence, final(inference))
-    return jax.tree.map(lambda g: learning.amplify / learning.nudge * g, found), settled, trace
+        settled, trace = settle(energy, params, evidence, inference, key)
+        last = precision_at(inference, jnp.asarray(inference.steps))
+        found = gradient(energy, params, settled, evidence, last, learning.amplify)
+    return jax.tree.map(lambda g: g / learning.nudge, found), settled, trace
 
 
-def final(inference: Inference) -> Array | None:
-    """Returns π after the last step where the rule has a schedule, else None: the energy's own."""
-    return None if inference.precision is None else inference.precision(jnp.asarray(inference.steps))
+def precision_at(inference: Inference, step: Array) -> Array | None:
+    """Returns π at this step where the rule has a schedule, else None: the energy's own."""
+    return None if inference.precision is None else inference.precision(step)
 
 
-def summed(energy: Energy, params: Trees, evidence: Evidence, rule: Inference, key: Key | None) -> Gradient:
-    """Returns the sum of the gradients at the states before each of the K steps.
+def summed(
+    energy: Energy, params: Trees, evidence: Evidence, rule: Rule, key: Key | None
+) -> tuple[Gradient, Settled, Trace]:
+    """Returns the sum of the gradients at the states before each of the K steps, where inference ended, and how.
 
     Source: the Tutorial, whose `grad` is not cleared during inference (its energy lacks the 1/2: its sums are twice
     these).
     """
 
     def hook(learned: Any, here: Settled, step: Array) -> Any:
-        del step
-        return learned[0], add(learned[1], gradient(energy, learned[0], here, evidence))
+        found = gradient(energy, learned[0], here, evidence, precision_at(rule[0], step), rule[1].amplify)
+        return learned[0], add(learned[1], found)
 
     zero = jax.tree.map(jnp.zeros_like, Gradient(params, evidence.input))
-    return settle_and_learn(energy, (params, zero), evidence, rule, hook, key)[0][1]
+    (_, found), settled, trace = settle_and_learn(energy, (params, zero), evidence, rule[0], hook, key)
+    return found, settled, trace
 
 
 class Learner(NamedTuple):
@@ -142,8 +153,9 @@ def step(
     evidence = nudged(energy, learner.params, evidence, learning.nudge)
 
     def hook(learned: Any, here: Settled, count: Array) -> Any:
-        found = gradient(energy, learned[0], here, evidence).params
-        found = jax.tree.map(lambda g: learning.amplify / learning.nudge * g, found)
+        precision = precision_at(inference, count)
+        found = gradient(energy, learned[0], here, evidence, precision, learning.amplify).params
+        found = jax.tree.map(lambda g: g / learning.nudge, found)
         due = (count >= learning.after) & ((count - learning.after) % learning.period == 0)
         return jax.lax.cond(due, lambda: tuple(apply(Learner(*learned), found, tx)), lambda: learned)
 

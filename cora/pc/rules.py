@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cora import config
-from cora.pc.energy import Energy
+from cora.pc import diagnose
+from cora.pc.energy import Energy, Trees
 from cora.pc.learn import Rule, learn
 from cora.pc.presets import preset
-from cora.types import Encoder, Evidence, LearningRule, Network, Params, Sight, State, Tree
+from cora.types import Encoder, Evidence, Key, LearningRule, Network, Params, Sight, State, Tree
 
 Latents = Float[Array, "B _ D"]
 """Value nodes of some tokens; how many differs with the kind of mask."""
@@ -151,30 +152,73 @@ def clamped(
     return Evidence(z, (goals,), sight.masks), pull_back
 
 
+def problem(
+    network: Network, params: Params, teacher: Encoder, sight: Sight
+) -> tuple[Energy, Trees, Evidence, Callable[[State], tuple[Tree]]]:
+    """Returns the network's energy, its parameters and evidence, and the pull-back of `clamped`.
+
+    The target error, a mean over units, is weighed by their number C D, so that it counts like the state errors, sums.
+    """
+    evidence, pull_back = clamped(network, params, teacher, sight)
+    units = float(sum(x[0].size for x in evidence.input))
+    energy = Energy((network.level,), target=units)
+    return energy, ((params.encoder.levels, params.predictors),), evidence, pull_back
+
+
 def settled(rule: Rule, engine: Callable = learn) -> LearningRule:
     """Returns the learning rule that settles the states of the whole hierarchy by `rule`, then learns at each level.
 
-    The target error, a mean, is weighed like the state errors, sums over C D units; the gradient is divided by that
-    weight again, so that the first step at rate 1 gives what `local` gives. Energies are those of the forward pass.
+    Gradients are divided by the target's weight again, so that one step at rate 1, linearised at the forward pass,
+    gives what `local` gives. Energies are the target energies of the forward pass.
     """
 
     def run(network: Network, params: Params, teacher: Encoder, sight: Sight) -> tuple[Params, Float[Array, " L"]]:
-        evidence, pull_back = clamped(network, params, teacher, sight)
-        units = float(sum(x[0].size for x in evidence.input))
-        depth = jax.tree.leaves(params.predictors)[0].shape[0]
-        energy = Energy((network.level._replace(repeat=depth),), target=units)
-        key = jax.random.key(jnp.sum(sight.masks[0].target))  # noise, where a rule adds any, changes with the masks
-        found, _, _ = engine(energy, ((params.encoder.levels, params.predictors),), evidence, rule, key)
-        found = jax.tree.map(lambda g: g / units, found)
+        energy, trees, evidence, pull_back = problem(network, params, teacher, sight)
+        found, _, _ = engine(energy, trees, evidence, rule, _chance(sight))
+        found = jax.tree.map(lambda g: g / energy.target, found)
         levels, predictors = found.params[0]
         return Params(Encoder(pull_back(found.input)[0], levels), predictors), energies(network, params, teacher, sight)
 
     return run
 
 
+def _chance(sight: Sight) -> Key:
+    """A key that changes with the masks, for rules that add noise."""
+    return jax.random.key(jnp.sum(sight.masks[0].target))
+
+
+def inspected(
+    rule: Rule, network: Network, params: Params, teacher: Encoder, sight: Sight
+) -> dict[str, Float[Array, " _"]]:
+    """Returns how this rule settles and learns on one batch, by level: what a run logs beside its losses.
+
+    backprop_cosine, backprop_ratio: of the encoder's gradient to that of all levels' errors end to end (a predictor
+    hears of its own error alone under every rule). error_norm: of the settled states. energy_first, energy_last: all
+    terms per clip at the first and last step of inference; residual: |dF/dz| at the last step over that at the first
+    (no entries where the rule keeps no trace).
+    """
+    energy, trees, evidence, _ = problem(network, params, teacher, sight)
+    found, rest, trace = learn(energy, trees, evidence, rule, _chance(sight))
+    control, _, _ = learn(energy, trees, evidence, preset("exact", energy.depth))
+    own, whole = ((gradient.params[0][0],) for gradient in (found, control))
+    numbers = {
+        "backprop_cosine": diagnose.cosine(own, whole),
+        "backprop_ratio": diagnose.norm_ratio(own, whole),
+        "error_norm": diagnose.norms(rest.errors.state),
+    }
+    if trace.energy.shape[0]:
+        clips = sight.patches.shape[0]
+        numbers |= {"energy_first": trace.energy[0] / clips, "energy_last": trace.energy[-1] / clips,
+                    "residual": (trace.residual[-1] / trace.residual[0])[None]}
+    return numbers
+
+
 def rule_of(learning: config.Learn, infer: config.Infer, levels: int, engine: Callable = learn) -> LearningRule:
     """Returns the learning rule that the config names; `engine` computes the gradient of those that settle states."""
-    direct: dict[str, LearningRule] = {"local": local, "backprop_last": backprop_last, "backprop_all": backprop_all}
-    if learning.rule in direct:
-        return direct[learning.rule]
+    if learning.rule in DIRECT:
+        return DIRECT[learning.rule]
     return settled(preset(learning.rule, levels, infer.steps, infer.rate), engine)
+
+
+DIRECT: dict[str, LearningRule] = {"local": local, "backprop_last": backprop_last, "backprop_all": backprop_all}
+"""Rules without inference."""

@@ -68,7 +68,7 @@ code { font: 0.92em ui-monospace, "Liberation Mono", monospace; background: #ece
 
 
 def write(out: Path, run: Path, gallery: Gallery,
-          sections: Sequence[Callable[[Material], Section]] = SECTIONS) -> Path:
+          sections: Sequence[Callable[[Material], Section | None]] = SECTIONS) -> Path:
     """Returns the path of `report.html` in the folder `out`, written from the run's metrics.jsonl and config.json.
 
     The file appears whole or not at all. Raises FileNotFoundError if the run lacks either file, ValueError if the
@@ -79,7 +79,8 @@ def write(out: Path, run: Path, gallery: Gallery,
     material = Material(run.resolve().name, record.read(run / record.FILE), config, gallery)
     out.mkdir(parents=True, exist_ok=True)
     part = out / (FILE + ".part")
-    part.write_text(document(material, [section(material) for section in sections]), encoding="utf-8")
+    made = [made for section in sections if (made := section(material)) is not None]
+    part.write_text(document(material, made), encoding="utf-8")
     os.replace(part, out / FILE)
     return out / FILE
 

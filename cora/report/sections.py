@@ -20,6 +20,8 @@ COLUMNS = 8
 TINT = (250, 170, 60)
 """Of predicted tokens; they are grey below it."""
 METHODS = {"linear": "Linear classifier", "knn": "Nearest neighbours"}
+SETTLING = {"backprop_cosine": "Cosine to backprop", "backprop_ratio": "Norm ratio to backprop",
+            "energy_last": "Energy per clip, settled", "error_norm": "Norm of the state errors"}
 KINDS = {"short": "Short mask: many small blocks", "long": "Long mask: few large blocks"}
 
 
@@ -185,6 +187,23 @@ def collapse(material: Material) -> Section:
     return Section("collapse", "Is it healthy?", body)
 
 
+def settling(material: Material) -> Section | None:
+    """Returns how inference settled and how far learning was from backprop; None for a run without inference."""
+    if reading.series(material.rows, "backprop_cosine") is None:
+        return None
+    rest = reading.series(material.rows, "residual")
+    left = f" At the end of the run the slope of the energy fell to {float(rest[-1, 0]):.0%} of its first value." \
+        if rest is not None else ""
+    body = paragraph("Before each step of the weights the states settled under the errors of all levels. The cosine of "
+                     "a level's gradient with that of end-to-end backprop on the same batch says which regime the run "
+                     "is in: 1 is backprop, whatever the rule is called; a small ratio means a level that hears little "
+                     "of the errors above it." + left, "lead")
+    for names, alt in ((("backprop_cosine", "backprop_ratio"), "Agreement with backprop."),
+                       (("energy_last", "error_norm"), "Settled states.")):
+        body += _curves(material, [_panel(material, name, SETTLING[name]) for name in names], alt)
+    return Section("settling", "How it settled", body)
+
+
 def maps(material: Material) -> Section:
     """Returns the principal components of the latents as colours beside the frames, for up to two clips."""
     gallery = material.gallery
@@ -244,5 +263,7 @@ def plain(value: object) -> str:
     return ", ".join(f"{k} {plain(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
-SECTIONS: tuple[Callable[[Material], Section], ...] = (scores, clips, masks, losses, collapse, maps, levels, facts)
-"""The page, from top to bottom."""
+SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
+    scores, clips, masks, losses, settling, collapse, maps, levels, facts,
+)
+"""The page, from top to bottom; a section that returns None has nothing to say of this run."""
