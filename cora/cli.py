@@ -133,8 +133,34 @@ def report(run: Positional[Path], /) -> None:
     console.print(f"{write(run, run, gather.gallery(run))}", soft_wrap=True)
 
 
+def bench(
+    names: Positional[tuple[str, ...]] = (), /, peers: str | None = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Times a training step beside its peers: PCX, FabricPC and a loop written by hand.
+
+    Args:
+        names: What to time, all there is unless named. pc: predictive coding of perceptrons.
+        peers: pcx, fabricpc, loop, or several with commas between; all that are installed unless named.
+        json_file: Where the result goes as JSON; it is printed as a table in any case.
+    """
+    from cora.bench import race
+
+    wanted = race.PEERS if peers is None else tuple(peers.split(","))
+    for name in names:
+        race.known(name, list(race.NAMES), "bench")
+    results = [race.bench(name, wanted) for name in names or race.NAMES]
+    for result in results:
+        console.print(race.as_table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(results[0] if len(results) == 1 else results, indent=2))
+    if peers is not None and results[0]["absent"]:
+        raise ValueError(f"not installed: {', '.join(results[0]['absent'])}")
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "export": export, "report": report,
+    "bench": bench,
 }
 
 

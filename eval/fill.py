@@ -129,9 +129,11 @@ def hidden_parts(shape: tuple[int, int, int], seed: int) -> dict[str, Float[np.n
     return {name: seen.reshape(1, -1) for name, seen in (ways | ({"later half": late} if t > 1 else {})).items()}
 
 
-def error(guess: Float[Array | np.ndarray, "B P"], truth: Float[np.ndarray, "B P"], seen: Float[np.ndarray, "1 P"]) -> float:
+def error(
+    guess: Float[np.ndarray, "B P"], truth: Float[np.ndarray, "B P"], seen: Float[np.ndarray, "1 P"]
+) -> float:
     """Returns the mean squared error over hidden pixels."""
-    return float(np.sum((1 - seen) * np.square(np.asarray(guess) - truth)) / (np.sum(1 - seen) * len(truth)))
+    return float(np.sum((1 - seen) * np.square(guess - truth)) / (np.sum(1 - seen) * len(truth)))
 
 
 def load(settings: Settings) -> Corpus:

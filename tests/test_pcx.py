@@ -128,7 +128,7 @@ def chosen(name, depth):
     if name == "momentum":
         return Inference(steps=4, optimiser=optax.sgd(0.05, momentum=0.9)), Learning()
     if name == "schedule":
-        return Inference(steps=3, precision=lambda step: 1.0 + step + jnp.arange(float(depth))), Learning(amplify=3.0)
+        return Inference(steps=3, precision=lambda step: 1.0 + step + jnp.arange(float(depth))), Learning()
     return presets.preset(name, depth, 4, 0.1)
 
 

@@ -93,7 +93,8 @@ def mlp(
     def layer(i: int) -> Callable[[Theta, State, Context], State]:
         def f(theta: Theta, x: Float[Array, "B i"], context: Context) -> Float[Array, "B o"]:
             inner = act(x) if order == "before" and (i > 0 or first_act) else x
-            out = a[i] * (inner @ theta["w"].T)
+            # Beware: `inner @ w.T` of a repeated level would lay the weights out anew at every step of inference.
+            out = a[i] * jnp.einsum("bi,oi->bo", inner, theta["w"])
             out = out + theta["b"][None] if bias else out
             out = act(out) if order == "after" and i < depth - 1 else out
             return out + x if residual and 0 < i < depth - 1 else out
@@ -101,7 +102,7 @@ def mlp(
         return f
 
     def down(theta: Theta, z: Float[Array, "B o"], context: Context) -> Float[Array, "B i"]:
-        return act(z) @ theta["v"].T
+        return jnp.einsum("bo,io->bi", act(z), theta["v"])
 
     def begin(key: Key, i: int) -> Theta:
         key, back = jax.random.split(key)

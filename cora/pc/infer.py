@@ -7,13 +7,14 @@ a gradient flow) and when to stop.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cora.pc import energy as F
 from cora.pc.energy import Energy, Trees, add, scale
@@ -98,12 +99,31 @@ Hook = Callable[[Learned, Settled, Int[Array, ""]], Learned]
 class Memory(NamedTuple):
     """What a descent on states carries besides them."""
 
-    drift: Activities
-    """Rounding by which the scanned forward pass differs from the parallel one. Beware: without it a float32 network
-    is never at zero energy, and after a few levels rounding exceeds the signal."""
     errors: Activities
     before: Activities
     """The states at which the errors were taken."""
+
+
+def missed(z: Activities, mu: Activities, ff: Activities) -> Activities:
+    """Returns z - mu, exactly zero in a sample whose z_l and z_{l-1} both still stand at the forward pass.
+
+    Beware: the forward pass and mu are compiled apart and may round apart. Without this a float32 network is never at
+    zero energy, and a few levels below the output rounding exceeds the signal.
+    """
+
+    def stays(own: State, start: State) -> Bool[Array, "c B"]:
+        same = [jnp.all((x == y).reshape(*x.shape[:2], -1), axis=2)
+                for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(start), strict=True)]
+        return jnp.all(jnp.stack(same), axis=0)
+
+    still = tuple(stays(own, start) for own, start in zip(z, ff, strict=True))
+    under = F.below(still, jnp.ones(still[0].shape[1], bool))
+
+    def one(rest: Bool[Array, "c B"], x: Array, m: Array) -> Array:
+        return jnp.where(rest.reshape(*rest.shape, *(1,) * (x.ndim - 2)), 0, x - m)
+
+    return tuple(jax.tree.map(partial(one, own & low), x, m)
+                 for own, low, x, m in zip(still, under, z, mu, strict=True))
 
 
 def slopes(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> tuple[State, ...]:
@@ -156,10 +176,9 @@ def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activit
         point = ff if rule.linearise == "forward" else z
         mu, pull = jax.vjp(lambda z: at(params, z), point)
         if rule.linearise == "forward":
-            drift, errors = memory.drift, add(z, ff, -1.0)
+            errors = add(z, ff, -1.0)
         else:
-            drift = jax.tree.map(lambda m, f, kept: jnp.where(step == 0, m - f, kept), mu, ff, memory.drift)
-            errors = add(add(z, mu, -1.0), drift)
+            errors = missed(z, mu, ff)
         precision = energy.precision if rule.precision is None else rule.precision(step)
         precision = 0.0 if rule.forward_only else precision
         weighed = scale(F.split(energy, precision), errors)
@@ -173,7 +192,7 @@ def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activit
             now = scale(arrived(energy, step), errors)
             kept = add(memory.errors, now)
         row = rows + jnp.sum(F.squares(energy, errors, precision), axis=1)
-        return g, Memory(drift, kept, point), row
+        return g, Memory(kept, point), row
 
     return slope
 
@@ -217,31 +236,28 @@ def loop(
     hook: Callable[[Learned, Activities, Activities, Int[Array, ""]], Learned] | None = None,
     pin: Callable[[Activities], Activities] = lambda x: x,
 ) -> tuple[Learned, Activities, Memory, Trace]:
-    """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, pin, stop.
-
-    Where the last errors are wanted they take one more evaluation, in the same compiled body, without a step.
-    """
+    """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, pin, stop."""
     if rule.noise and key is None:
         raise ValueError(f"noise = {rule.noise}: a rule with noise needs a key")
-    extra = rule.variable == "state" and rule.keep == "last" and rule.linearise == "current" and hook is None
-
     def body(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, tuple[Array, Array]]:
         learned, x, memory, moments, largest, going = carry
         g, memory, row = slope(learned[0], x, memory, step)
         if hook is not None:
             learned = hook(learned, x, memory.errors, step)
         size = optax.tree.norm(g)
-        largest = jnp.maximum(largest, size)
-        going = going & (size >= rule.stop * largest) & (step < rule.steps)
         update, after = rule.optimiser.update(g, moments, x)
         if rule.noise and key is not None:
             update = add(update, optax.tree.random_like(jax.random.fold_in(key, step), x), rule.noise)
         moved = pin(add(x, update)), after
-        x, moments = jax.tree.map(lambda new, old: jnp.where(going, new, old), moved, (x, moments))
+        if rule.stop:
+            largest = jnp.maximum(largest, size)
+            going = going & (size >= rule.stop * largest)
+            moved = jax.tree.map(lambda new, old: jnp.where(going, new, old), moved, (x, moments))
+        x, moments = moved
         return (learned, x, memory, moments, largest, going), (row, size)
 
     start: tuple = (learned, x, memory, rule.optimiser.init(x), jnp.zeros(()), jnp.array(True))
-    (learned, x, memory, *_), (trace, residual) = jax.lax.scan(body, start, jnp.arange(rule.steps + extra))
+    (learned, x, memory, *_), (trace, residual) = jax.lax.scan(body, start, jnp.arange(rule.steps))
     return learned, x, memory, Trace(trace, residual)
 
 
@@ -271,7 +287,7 @@ def settle(
     """
     ff = F.forward(energy, params, evidence)
     z, zero = F.clamp(ff, evidence), jax.tree.map(jnp.zeros_like, ff)
-    memory, trace = Memory(zero, zero, z), Trace(jnp.zeros((0, energy.depth)), jnp.zeros(0))
+    memory, trace = Memory(zero, z), Trace(jnp.zeros((0, energy.depth)), jnp.zeros(0))
     if rule.variable == "error":
         slope = error_slope(energy, rule, evidence)
         _, e, _, trace = loop(slope, rule, (params, None), zero, memory, key, pin=lambda e: unclamped(e, evidence))
@@ -281,8 +297,12 @@ def settle(
     elif rule.variable == "state":
         slope = state_slope(energy, rule, evidence, ff)
         _, z, memory, trace = loop(slope, rule, (params, None), z, memory, key, pin=lambda z: F.clamp(z, evidence))
-        apart = rule.forward_only or (rule.linearise == "forward" and rule.keep == "last")
-        errors, seen = add(z, ff, -1.0) if apart else memory.errors, memory.before
+        errors, seen = memory.errors, memory.before
+        if rule.forward_only or (rule.linearise == "forward" and rule.keep == "last"):
+            errors = add(z, ff, -1.0)
+        elif rule.keep == "last":
+            mu = F.predict(energy, params, F.below(z, evidence.input), evidence.context)
+            errors, seen = missed(z, mu, ff), z
     elif rule.variable == "flow":
         z = seen = F.clamp(flow(energy, rule, params, evidence, z), evidence)
         errors = add(z, F.predict(energy, params, F.below(z, evidence.input), evidence.context), -1.0)
@@ -311,6 +331,6 @@ def settle_and_learn(
     ff = F.forward(energy, learned[0], evidence)
     zero, z = jax.tree.map(jnp.zeros_like, ff), F.clamp(ff, evidence)
     slope = state_slope(energy, rule, evidence, ff)
-    learned, z, _, trace = loop(slope, rule, learned, z, Memory(zero, zero, z), key, at, lambda z: F.clamp(z, evidence))
+    learned, z, _, trace = loop(slope, rule, learned, z, Memory(zero, z), key, at, lambda z: F.clamp(z, evidence))
     errors = add(z, F.predict(energy, learned[0], F.below(z, evidence.input), evidence.context), -1.0)
     return learned, Settled(z, z, Errors(errors, slopes(energy, learned[0], z, evidence))), trace
