@@ -143,7 +143,8 @@ def figure(rows: list[dict[str, Any]], file: Path) -> None:
         for i, row in enumerate(row for row in rows if row["task"] == task and np.isfinite(row["flops"])):
             spent = np.array(MARKS) * row["flops"] / 1e9
             scores = np.mean(row["scores"], axis=1)
-            axis.semilogx(spent, scores, "os^v*xD+<>P"[i] + "-", label=row["rule"], ms=4)
+            colour = ["k", *map("C{}".format, range(10)), "gold"][i]
+            axis.semilogx(spent, scores, "os^v*xD+<>Ph"[i] + "-", color=colour, label=row["rule"], ms=4)
         axis.set_xlabel("10^9 flops spent in training")
         if axis.lines:
             axis.legend(fontsize=7)

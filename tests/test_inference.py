@@ -215,3 +215,15 @@ def test_a_shortcut_adds_the_error_so_many_levels_above():
     (found,) = infer.shorten((e,), (g,), 2, 0.5)
     near(found, jnp.concatenate([g[:2] - 0.5 * e[2:], g[2:]]))
     near(infer.shorten((e[:2],), (g[:2],), 2, 0.5), (g[:2],), 0.0)
+
+
+def test_what_has_not_moved_has_no_error_however_predictions_round():
+    """Sample by sample: an error counts only where the level's state or the one below has left the forward pass."""
+    ff = (jnp.ones((2, 3, 4)), jnp.ones((1, 3, 4)))
+    mu = jax.tree.map(lambda x: x + 1e-7, ff)  # the same prediction, compiled apart
+    z = (ff[0].at[1, 2].add(0.5), ff[1])
+    found = infer.missed(z, mu, ff)
+    moved = [jnp.zeros((2, 3), bool).at[1, 2].set(True), jnp.zeros((1, 3), bool).at[0, 2].set(True)]
+    for e, x, m, there in zip(found, z, mu, moved, strict=True):
+        near(e, jnp.where(there[..., None], x - m, 0.0), 0.0)
+    assert float(found[1][0, 2, 0]) != 0
