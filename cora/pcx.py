@@ -194,11 +194,13 @@ def learn(
         trace = settle(energy, model, evidence, inference, key)
         schedule(model, precision_at(inference, jnp.asarray(inference.steps)))
         slope = differ(evidence, pxu.M(pxnn.LayerParam) | free(), (0,))
-        _, ((d_input,), d_model) = slope(evidence.input, model=model)
+        (_, (rows,)), ((d_input,), d_model) = slope(evidence.input, model=model)
     found = Gradient(stacked(energy, d_model["model"], lambda level: unwrap(level.theta)), d_input)
     z = stacked(energy, model, VodeLevel.state)
     errors = F.add(z, stacked(energy, model, lambda level: level.state("u")), -1.0)
     slopes = stacked(energy, model, lambda level: None if level.readout is None else level.readout.slope())
+    last = rows[None], optax.tree.norm(free()(d_model["model"]))[None]
+    trace = Trace(*map(jnp.concatenate, zip(trace, last, strict=True)))
     times = 1.0 / learning.nudge / jax.tree.leaves(z)[0].shape[1]
     return jax.tree.map(lambda g: times * g, found), Settled(z, z, Errors(errors, slopes)), trace
 

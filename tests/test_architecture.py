@@ -33,7 +33,7 @@ PLACES = {
     "matplotlib": {"cora/report/figures.py"},
     "tensorboardX": {"cora/store/record.py"},
     "tyro": {"cora/cli.py"},
-    "diffrax": {"cora/pc/infer.py"},
+    "diffrax": {"cora/pc/flow.py"},
     "pcx": {"cora/pcx.py", "cora/bench/with_pcx.py"},
     "fabricpc": {"cora/bench/with_fabricpc.py"},
 }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from laws import compiled
 
 from cora import config
 from cora.nets.hierarchy import build
@@ -21,7 +22,7 @@ MODEL = config.Model(frames=4, size=32, patch=8, tubelet=2, width=24, heads=2, l
 @pytest.fixture(scope="module")
 def case():
     network = build(MODEL)
-    init = jax.jit(network.init)
+    init = compiled(network.init)
     params, teacher = (init(jax.random.key(s)) for s in (0, 1))
     # Weights well away from their small initial values, so that no term is negligible.
     params, teacher = (jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), p)
@@ -51,8 +52,8 @@ def largest_gap(a, b):
 
 def test_local_is_the_gradient_of_the_cut_sum(case):
     network, params, teacher, sight = case
-    ours, _ = jax.jit(rules.local, static_argnums=0)(*case)
-    plain = jax.jit(jax.grad(lambda p: cut_sum(network, p, teacher, sight)))(params)
+    ours, _ = compiled(rules.local, static_argnums=0)(*case)
+    plain = compiled(jax.grad(lambda p: cut_sum(network, p, teacher, sight)))(params)
     assert largest_gap(ours, plain) < 1e-5
     assert all(float(jnp.max(jnp.abs(leaf))) > 1e-4 for leaf in jax.tree.leaves(ours.encoder.embed))
 
@@ -60,7 +61,7 @@ def test_local_is_the_gradient_of_the_cut_sum(case):
 def test_local_is_local(case):
     """Moving one level's weights leaves every lower level's gradient bit for bit as it was."""
     network, params, teacher, sight = case
-    rule = jax.jit(rules.local, static_argnums=0)
+    rule = compiled(rules.local, static_argnums=0)
     before, energy = rule(*case)
     top = jax.tree.map(lambda x: x.at[-1].multiply(1.5), params.encoder.levels)
     after, moved = rule(network, Params(Encoder(params.encoder.embed, top), params.predictors), teacher, sight)
@@ -73,8 +74,8 @@ def test_local_is_local(case):
 
 def test_backprop_crosses_levels(case):
     """The control differs from `local` exactly where an upper error reaches a lower level."""
-    cut, energy = jax.jit(rules.local, static_argnums=0)(*case)
-    through, same = jax.jit(rules.backprop_all, static_argnums=0)(*case)
+    cut, energy = compiled(rules.local, static_argnums=0)(*case)
+    through, same = compiled(rules.backprop_all, static_argnums=0)(*case)
     np.testing.assert_allclose(energy, same, rtol=1e-5)
     kernel = lambda g: g.encoder.levels["blocks"]["block0"]["fc1"]["linear"]["kernel"]  # noqa: E731
     assert float(jnp.max(jnp.abs(kernel(cut)[0] - kernel(through)[0]))) > 1e-4
@@ -83,19 +84,19 @@ def test_backprop_crosses_levels(case):
 
 def test_backprop_last_is_the_gradient_of_the_last_energy(case):
     network, params, teacher, sight = case
-    ours, energy = jax.jit(rules.backprop_last, static_argnums=0)(*case)
-    plain = jax.jit(jax.grad(lambda p: energies(network, p, teacher, sight)[-1]))(params)
+    ours, energy = compiled(rules.backprop_last, static_argnums=0)(*case)
+    plain = compiled(jax.grad(lambda p: energies(network, p, teacher, sight)[-1]))(params)
     assert largest_gap(ours, plain) < 1e-5
-    top = jax.jit(energies, static_argnums=0)(network, params, teacher, sight)[-1]
+    top = compiled(energies, static_argnums=0)(network, params, teacher, sight)[-1]
     np.testing.assert_allclose(energy, top[None], rtol=1e-6)
 
 
 def test_a_gradient_agrees_with_finite_differences(case):
     network, params, teacher, sight = case
-    gradient, _ = jax.jit(rules.backprop_all, static_argnums=0)(*case)
+    gradient, _ = compiled(rules.backprop_all, static_argnums=0)(*case)
     steepness = float(optax.tree.norm(gradient))
 
-    @jax.jit
+    @compiled
     def at(step):
         p = jax.tree.map(lambda x, g: x + step / steepness * g, params, gradient)
         return jnp.sum(energies(network, p, teacher, sight))
@@ -118,22 +119,22 @@ def test_memory_of_local_does_not_grow_with_depth():
 
 def test_local_is_the_preset_of_that_name(case):
     """The memory-flat scan, and one step of the general machinery linearised at the forward pass, are one rule."""
-    scanned, energy = jax.jit(rules.local, static_argnums=0)(*case)
-    general, same = jax.jit(rules.settled(presets.preset("local", MODEL.levels)), static_argnums=0)(*case)
+    scanned, energy = compiled(rules.local, static_argnums=0)(*case)
+    general, same = compiled(rules.settled(presets.preset("local", MODEL.levels)), static_argnums=0)(*case)
     assert largest_gap(scanned, general) < 1e-5
     np.testing.assert_allclose(energy, same, rtol=1e-5)
 
 
 def test_exact_is_backprop_through_all_levels(case):
-    through, _ = jax.jit(rules.backprop_all, static_argnums=0)(*case)
-    general, _ = jax.jit(rules.settled(presets.preset("exact", MODEL.levels)), static_argnums=0)(*case)
+    through, _ = compiled(rules.backprop_all, static_argnums=0)(*case)
+    general, _ = compiled(rules.settled(presets.preset("exact", MODEL.levels)), static_argnums=0)(*case)
     assert largest_gap(through, general) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["pc", "epc", "pc_ode"])
 def test_rules_with_inference_run_on_a_video_network(case, name):
     rule = rules.rule_of(config.Learn(rule=name), config.Infer(steps=3), MODEL.levels)
-    gradient, energy = jax.jit(rule, static_argnums=0)(*case)
+    gradient, energy = compiled(rule, static_argnums=0)(*case)
     assert energy.shape == (MODEL.levels,)
     for leaf in jax.tree.leaves(gradient):
         assert bool(jnp.all(jnp.isfinite(leaf))) and float(jnp.max(jnp.abs(leaf))) > 0
@@ -146,7 +147,7 @@ def test_every_rule_of_the_config_has_its_preset():
 
 def test_what_a_run_logs_of_its_inference(case):
     """Backprop is told to be backprop; after one state step of pc only the top level's own error has moved a state."""
-    look = jax.jit(rules.inspected, static_argnums=(0, 1))
+    look = compiled(rules.inspected, static_argnums=(0, 1))
     exact = look(presets.preset("exact", MODEL.levels), *case)
     np.testing.assert_allclose(exact["backprop_cosine"], 1, atol=1e-5)
     np.testing.assert_allclose(exact["backprop_ratio"], 1, atol=1e-5)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import compiled
 
 from cora import config, train
 from cora.nets.hierarchy import build
@@ -41,7 +42,7 @@ def settings(corpus, **run):
 
 
 def begun(hierarchy, made):
-    return jax.jit(lambda: train.initialise(hierarchy, made))()
+    return compiled(lambda: train.initialise(hierarchy, made))()
 
 
 def same(a, b):
@@ -100,7 +101,7 @@ def test_a_step_lowers_the_loss_of_a_batch_it_sees_again(rule):
     made = config.Pretrain(model=MODEL, learn=config.Learn(rule=rule), target=config.Target(kind="frozen"),
                            optim=config.Optim(warmup=0.0, lr=3e-3), run=config.Run(steps=60))
     hierarchy = build(MODEL)
-    step, state = jax.jit(train.make_step(hierarchy, made)), begun(hierarchy, made)
+    step, state = compiled(train.make_step(hierarchy, made)), begun(hierarchy, made)
     video = jax.random.randint(jax.random.key(0), (8, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
     losses = []
     for _ in range(40):
@@ -115,10 +116,10 @@ def test_two_devices_are_one():
     made, hierarchy = config.Pretrain(model=MODEL), build(MODEL)
     video = jax.random.randint(jax.random.key(0), (4, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
     step = train.make_step(hierarchy, made)
-    alone = jax.jit(step)(begun(hierarchy, made), video)[1]
+    alone = compiled(step)(begun(hierarchy, made), video)[1]
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
-    both = jax.jit(step, in_shardings=(whole, split))(begun(hierarchy, made), video)[1]
+    both = compiled(step, in_shardings=(whole, split))(begun(hierarchy, made), video)[1]
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(alone[name], both[name], rtol=1e-5)
 

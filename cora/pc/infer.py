@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cora.pc import energy as F
 from cora.pc.energy import Energy, Trees, add, scale
+from cora.pc.flow import flow
 from cora.types import Activities, Evidence, Key, State
 
 
@@ -85,9 +85,10 @@ class Trace(NamedTuple):
     """What happened while states settled."""
 
     energy: Float[Array, "K L"]
-    """Energy of each level at each step, all its terms, summed over the batch."""
+    """Energy of each level before each step, all its terms, summed over the batch; a last row where the states end, if
+    weights learn there."""
     residual: Float[Array, " K"]
-    """Norm of the slope of F in the states (or errors) at each step."""
+    """Norm of the slope of F in the states (or errors), for the same rows."""
 
 
 Learned = tuple[Trees, Any]
@@ -261,23 +262,6 @@ def loop(
     return learned, x, memory, Trace(trace, residual)
 
 
-def flow(energy: Energy, rule: Inference, params: Trees, evidence: Evidence, z: Activities) -> Activities:
-    """Returns the rest point of dz/dt = -dF/dz: adaptive Heun, until |dz/dt| is within tolerance or time is up."""
-
-    def field(t: Any, z: Activities, args: Any) -> Activities:
-        del t, args
-        g = jax.grad(F.total, argnums=2)(energy, params, z, evidence)
-        return jax.tree.map(jnp.negative, g)
-
-    rest = diffrax.diffeqsolve(
-        diffrax.ODETerm(field), diffrax.Heun(), t0=0.0, t1=rule.duration, dt0=None, y0=z,
-        stepsize_controller=diffrax.PIDController(rtol=rule.tolerance, atol=rule.tolerance),
-        event=diffrax.Event(diffrax.steady_state_event(rtol=rule.tolerance, atol=rule.tolerance)),
-        max_steps=16**4,
-    )
-    return jax.tree.map(lambda x: x[-1], rest.ys)
-
-
 def settle(
     energy: Energy, params: Trees, evidence: Evidence, rule: Inference, key: Key | None = None
 ) -> tuple[Settled, Trace]:
@@ -301,10 +285,11 @@ def settle(
         if rule.forward_only or (rule.linearise == "forward" and rule.keep == "last"):
             errors = add(z, ff, -1.0)
         elif rule.keep == "last":
-            mu = F.predict(energy, params, F.below(z, evidence.input), evidence.context)
-            errors, seen = missed(z, mu, ff), z
+            g, (errors, seen), row = slope(params, z, memory, jnp.asarray(rule.steps))
+            last = Trace(row[None], optax.tree.norm(g)[None])  # what nobody asks for is not compiled
+            trace = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), trace, last)
     elif rule.variable == "flow":
-        z = seen = F.clamp(flow(energy, rule, params, evidence, z), evidence)
+        z = seen = F.clamp(flow(energy, params, evidence, z, rule.duration, rule.tolerance), evidence)
         errors = add(z, F.predict(energy, params, F.below(z, evidence.input), evidence.context), -1.0)
     else:
         errors, seen = closing(evidence, ff), z
