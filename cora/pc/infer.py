@@ -240,6 +240,7 @@ def loop(
     """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, pin, stop."""
     if rule.noise and key is None:
         raise ValueError(f"noise = {rule.noise}: a rule with noise needs a key")
+
     def body(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, tuple[Array, Array]]:
         learned, x, memory, moments, largest, going = carry
         g, memory, row = slope(learned[0], x, memory, step)

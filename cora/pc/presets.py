@@ -1,16 +1,12 @@
 """The algorithms of the field by name: each is a choice of an inference rule and of a learning rule."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 
-import optax
+from optax import sgd
 
 from cora.pc.infer import Inference
 from cora.pc.learn import Learning, Rule
-
-
-def sgd(rate: float) -> optax.GradientTransformation:
-    """Returns plain gradient descent at this rate."""
-    return optax.sgd(rate)
 
 
 def _pc(depth: int, steps: int, rate: float) -> Rule:
@@ -46,15 +42,14 @@ PRESETS: dict[str, Callable[[int, int, float], Rule]] = {
     "hpc": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate), forward_only=True), Learning()),
     "bpc": _pc,
 }
-"""name -> (depth L, steps K, rate η) -> rule. `bpc` is `pc` on levels that also decode; `exact` is `bp`."""
+"""name -> (depth L, steps K, rate η) -> rule. `bpc` is `pc` on levels that also decode; `exact` is `bp`, which
+is backprop where the precision of the states is 1."""
 PRESETS["exact"] = PRESETS["bp"]
 
 
 def preset(name: str, depth: int, steps: int = 20, rate: float = 0.1) -> Rule:
     """Returns the rule of this name for a hierarchy of `depth` levels; raises KeyError naming the nearest."""
     if name not in PRESETS:
-        from difflib import get_close_matches
-
         near = get_close_matches(name, PRESETS, 1, 0.0)[0]
         raise KeyError(f"no preset {name!r}; nearest: {near!r}; all: {', '.join(sorted(PRESETS))}")
     return PRESETS[name](depth, steps, rate)
