@@ -22,7 +22,6 @@ from cora.nets.hierarchy import build, latents
 from cora.pc import masks, rules
 from cora.pc.diagnose import health
 from cora.pc.learn import learn
-from cora.pc.presets import preset
 from cora.store import checkpoint, record
 from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
@@ -126,12 +125,12 @@ def make_step(network: Network, settings: config.Pretrain) -> Step:
 
 def make_check(network: Network, settings: config.Pretrain) -> Callable[[TrainState, Array], Metrics]:
     """Returns what is logged beside a step's own numbers: the readout's health, and how inference settles, if any."""
+    rule = rules.algorithm(settings.learn, settings.infer, settings.model.levels)
 
     def check(state: TrainState, video: UInt8[Array, "B T S S 3"]) -> Metrics:
         numbers = health(latents(network, readout(state, settings.target), video))
-        if settings.learn.rule in rules.DIRECT:
+        if rule is None:
             return numbers
-        rule = preset(settings.learn.rule, settings.model.levels, settings.infer.steps, settings.infer.rate)
         sight = look(network, settings, state.step, video)
         return numbers | rules.inspected(rule, network, state.params, state.teacher, sight)
 

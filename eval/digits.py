@@ -125,10 +125,9 @@ def report(rows: list[dict[str, Any]]) -> str:
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
         unit = "accuracy, %" if task.startswith("classify") else "squared error of a pixel x 1000"
-        base = next(row["flops"] for row in rows if row["task"] == task)
         lines = []
         for row in own:
-            cost = "not counted" if np.isnan(row["flops"]) else f"{row['flops'] / base:.2f}"
+            cost = "not counted" if np.isnan(row["flops"]) else f"{row['flops'] / own[0]['flops']:.2f}"
             marks = [spread(scores) for scores in row["scores"]]
             lines.append([f"`{row['rule']}` {tuple(row['settings'])}", *marks, cost])
         head = [f"{task}: rule (steps, rate)", *(f"{unit}, after {m}" for m in MARKS), "flops of a step / first row's"]

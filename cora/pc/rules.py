@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cora import config
 from cora.pc import diagnose
+from cora.pc import energy as F
 from cora.pc.energy import Energy, Trees
 from cora.pc.learn import Rule, learn
 from cora.pc.presets import preset
@@ -175,9 +176,11 @@ def settled(rule: Rule, engine: Callable = learn) -> LearningRule:
     def run(network: Network, params: Params, teacher: Encoder, sight: Sight) -> tuple[Params, Float[Array, " L"]]:
         energy, trees, evidence, pull_back = problem(network, params, teacher, sight)
         found, _, _ = engine(energy, trees, evidence, rule, _chance(sight))
-        found = jax.tree.map(lambda g: g / energy.target, found)
+        guesses = F.read(energy, trees, F.forward(energy, trees, evidence), evidence.context)
+        weighed = found, jnp.mean(F.judge(energy, guesses, evidence.goals), axis=1)
+        found, target = jax.tree.map(lambda x: x / energy.target, weighed)
         levels, predictors = found.params[0]
-        return Params(Encoder(pull_back(found.input)[0], levels), predictors), energies(network, params, teacher, sight)
+        return Params(Encoder(pull_back(found.input)[0], levels), predictors), target
 
     return run
 
@@ -213,11 +216,15 @@ def inspected(
     return numbers
 
 
+def algorithm(learning: config.Learn, infer: config.Infer, levels: int) -> Rule | None:
+    """Returns the preset that the config names, None for rules without inference."""
+    return None if learning.rule in DIRECT else preset(learning.rule, levels, infer.steps, infer.rate)
+
+
 def rule_of(learning: config.Learn, infer: config.Infer, levels: int, engine: Callable = learn) -> LearningRule:
     """Returns the learning rule that the config names; `engine` computes the gradient of those that settle states."""
-    if learning.rule in DIRECT:
-        return DIRECT[learning.rule]
-    return settled(preset(learning.rule, levels, infer.steps, infer.rate), engine)
+    rule = algorithm(learning, infer, levels)
+    return DIRECT[learning.rule] if rule is None else settled(rule, engine)
 
 
 DIRECT: dict[str, LearningRule] = {"local": local, "backprop_last": backprop_last, "backprop_all": backprop_all}
