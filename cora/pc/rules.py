@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 
 from cora import config
 from cora.pc import diagnose
-from cora.pc import energy as F
 from cora.pc.energy import Energy, Trees
 from cora.pc.learn import Rule, learn
 from cora.pc.presets import preset
@@ -176,11 +175,9 @@ def settled(rule: Rule, engine: Callable = learn) -> LearningRule:
     def run(network: Network, params: Params, teacher: Encoder, sight: Sight) -> tuple[Params, Float[Array, " L"]]:
         energy, trees, evidence, pull_back = problem(network, params, teacher, sight)
         found, _, _ = engine(energy, trees, evidence, rule, _chance(sight))
-        guesses = F.read(energy, trees, F.forward(energy, trees, evidence), evidence.context)
-        weighed = found, jnp.mean(F.judge(energy, guesses, evidence.goals), axis=1)
-        found, target = jax.tree.map(lambda x: x / energy.target, weighed)
+        found = jax.tree.map(lambda g: g / energy.target, found)
         levels, predictors = found.params[0]
-        return Params(Encoder(pull_back(found.input)[0], levels), predictors), target
+        return Params(Encoder(pull_back(found.input)[0], levels), predictors), energies(network, params, teacher, sight)
 
     return run
 
