@@ -1,29 +1,17 @@
 """The choices and numbers of a run: frozen dataclasses, checked when they are made.
 
 A recipe is a Python file that binds one `Pretrain`; the command line overrides it field by field. This file
-knows no array, opens no file but the JSON it is asked to read, and holds every default in the project.
+knows no array and opens no file; it holds every default in the project.
 """
 
-import dataclasses
-import difflib
-import json
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-
-class ConfigError(ValueError):
-    """A field has a value that cannot be meant; the message names field, value and the nearest legal choice."""
-
-
-def _require(ok: bool, name: str, value: object, legal: str) -> None:
-    if not ok:
-        raise ConfigError(f"{name} = {value!r}: {legal}")
-
-
-def _multiple(name: str, value: int, of: int, why: str) -> None:
-    near = max(of, round(value / of) * of)
-    _require(value > 0 and value % of == 0, name, value, f"must be a multiple of {of} ({why}); nearest: {near}")
+from cora.schema import ConfigError as ConfigError
+from cora.schema import difference as difference
+from cora.schema import fraction, multiple, positive, require, span
+from cora.schema import from_json as from_json
+from cora.schema import to_json as to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +37,12 @@ class Model:
 
     def __post_init__(self) -> None:
         for name in ("width", "heads", "levels", "blocks", "predictor_width", "predictor_depth", "predictor_heads"):
-            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
-        _multiple("model.frames", self.frames, self.tubelet, "model.tubelet")
-        _multiple("model.size", self.size, self.patch, "model.patch")
-        _multiple("model.width", self.width, self.heads, "model.heads")
-        _multiple("model.predictor_width", self.predictor_width, self.predictor_heads, "model.predictor_heads")
-        _require(self.width // self.heads >= 6, "model.heads", self.heads,
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+        multiple("model.frames", self.frames, self.tubelet, "model.tubelet")
+        multiple("model.size", self.size, self.patch, "model.patch")
+        multiple("model.width", self.width, self.heads, "model.heads")
+        multiple("model.predictor_width", self.predictor_width, self.predictor_heads, "model.predictor_heads")
+        require(self.width // self.heads >= 6, "model.heads", self.heads,
                  f"leaves fewer than 6 channels a head for 3-D positions; at most {max(1, self.width // 6)}")
 
     @property
@@ -67,23 +55,6 @@ class Model:
         """Tokens in a clip."""
         t, h, w = self.grid
         return t * h * w
-
-
-
-
-def _fraction(name: str, value: float) -> None:
-    _require(0 < value <= 1, name, value, f"must lie in (0, 1]; nearest: {min(max(value, 0.01), 1.0)}")
-
-
-def _span(name: str, value: tuple[float, float], low: float, high: float) -> None:
-    ok = low <= value[0] <= value[1] <= high
-    _require(ok, name, value, f"must be (low, high) with {low} <= low <= high <= {high}")
-
-
-def _positive(section: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value > 0, f"{section}.{name}", value, "must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +79,13 @@ class Mask:
     long_target: float = 0.7
 
     def __post_init__(self) -> None:
-        _positive("mask", self, "short_blocks", "long_blocks")
+        positive("mask", self, "short_blocks", "long_blocks")
         for name in ("short_scale", "long_scale", "short_context", "short_target", "long_context", "long_target"):
-            _fraction(f"mask.{name}", getattr(self, name))
-        _span("mask.aspect", self.aspect, 0.1, 10.0)
+            fraction(f"mask.{name}", getattr(self, name))
+        span("mask.aspect", self.aspect, 0.1, 10.0)
         for kind in ("short", "long"):
             both = getattr(self, f"{kind}_context") + getattr(self, f"{kind}_target")
-            _require(both <= 1, f"mask.{kind}_context + mask.{kind}_target", both, "must not exceed 1; nearest: 1.0")
+            require(both <= 1, f"mask.{kind}_context + mask.{kind}_target", both, "must not exceed 1; nearest: 1.0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +119,13 @@ class Corpus:
     belongs to the order of the clips, so a run cannot be resumed with another one."""
 
     def __post_init__(self) -> None:
-        _positive("corpus", self, "stride", "fps", "threads")
-        _span("corpus.span", self.span, 0.01, 1.0)
-        _span("corpus.crop_scale", self.crop_scale, 0.01, 1.0)
-        _span("corpus.crop_aspect", self.crop_aspect, 0.1, 10.0)
-        _require(self.workers >= 0, "corpus.workers", self.workers, "must not be negative; nearest: 0")
-        _require(self.pack >= 0, "corpus.pack", self.pack, "must be 0 (no cache) or a side in pixels; nearest: 0")
-        _require(0 <= self.max_bad <= 1, "corpus.max_bad", self.max_bad, "must lie in [0, 1]")
+        positive("corpus", self, "stride", "fps", "threads")
+        span("corpus.span", self.span, 0.01, 1.0)
+        span("corpus.crop_scale", self.crop_scale, 0.01, 1.0)
+        span("corpus.crop_aspect", self.crop_aspect, 0.1, 10.0)
+        require(self.workers >= 0, "corpus.workers", self.workers, "must not be negative; nearest: 0")
+        require(self.pack >= 0, "corpus.pack", self.pack, "must be 0 (no cache) or a side in pixels; nearest: 0")
+        require(0 <= self.max_bad <= 1, "corpus.max_bad", self.max_bad, "must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +142,7 @@ class Target:
     """The moving average's momentum at the first and the last step, linear between them."""
 
     def __post_init__(self) -> None:
-        _span("target.momentum", self.momentum, 0.0, 1.0)
+        span("target.momentum", self.momentum, 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +168,7 @@ class Infer:
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        _positive("infer", self, "steps", "rate")
+        positive("infer", self, "steps", "rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,12 +184,12 @@ class Optim:
     b2: float = 0.95
 
     def __post_init__(self) -> None:
-        _positive("optim", self, "lr")
-        _require(0 <= self.lr_end <= self.lr, "optim.lr_end", self.lr_end, f"must lie in [0, optim.lr = {self.lr}]")
-        _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "must lie in [0, 1)")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative; nearest: 0.0")
+        positive("optim", self, "lr")
+        require(0 <= self.lr_end <= self.lr, "optim.lr_end", self.lr_end, f"must lie in [0, optim.lr = {self.lr}]")
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "must lie in [0, 1)")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative; nearest: 0.0")
         for name in ("b1", "b2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must lie in [0, 1)")
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +205,7 @@ class Run:
     """Checkpoints kept: the newest so many."""
 
     def __post_init__(self) -> None:
-        _positive("run", self, "steps", "batch", "log_every", "save_every", "keep")
+        positive("run", self, "steps", "batch", "log_every", "save_every", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,48 +220,3 @@ class Pretrain:
     optim: Optim = field(default_factory=Optim)
     corpus: Corpus = field(default_factory=Corpus)
     run: Run = field(default_factory=Run)
-
-
-# ---------------------------------------------------------------------------------------------------- JSON
-
-T = TypeVar("T")
-
-
-def to_json(config: Any) -> str:
-    """Returns the config as indented JSON; `from_json` turns it back into an equal config."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_json(kind: type[T], text: str) -> T:
-    """Returns the config of type `kind` that `to_json` wrote. Raises ConfigError for a key that is unknown."""
-    return _build(kind, json.loads(text), kind.__name__.lower())
-
-
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(kind)
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0) or list(fields)[:1]
-            raise ConfigError(f"{where}.{key} = {values[key]!r}: no such field; nearest: {where}.{near[0]}")
-    made = {}
-    for key, value in values.items():
-        if dataclasses.is_dataclass(hints[key]):
-            value = _build(hints[key], value, f"{where}.{key}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        made[key] = value
-    return kind(**made)
-
-
-def difference(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns {dotted field: (old value, new value)} for every field in which two configs differ."""
-    a, b = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
-    return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if a.get(k) != b.get(k)}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
