@@ -81,45 +81,82 @@ def features(
 
 def probe(
     ckpt: Positional[Path], manifest: Positional[Path], /, method: str = "linear,knn", against: Path | None = None,
-    seed: int = 0, json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    seed: int = 0, grid: Literal["cpu", "meta"] = "cpu", depth: int | None = None, heads: int | None = None,
+    epochs: int | None = None, level: int | None = None, tokens: Literal["whole", "change"] | None = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Reads labels from frozen features, beside a random encoder and pixels; the test split is scored once.
 
     Args:
         ckpt: A run folder (its latest step) or one step folder.
         manifest: A labelled corpus.
-        method: linear, knn, or both with a comma between.
+        method: linear, knn, attentive, or several with commas between.
         against: A second checkpoint for the same table.
-        seed: Of the split where the corpus has none, the folds and the bootstrap.
+        seed: Of the split where the corpus has none, the folds, the bootstrap and the attentive probe.
+        grid: Settings of the attentive probe that are tried; meta: V-JEPA 2's 20, with its depth, heads and batch.
+        depth: Self-attention layers of the attentive probe; 0: one query alone. By default the grid's own.
+        heads: Of the attentive probe; where they do not fit, the encoder's. By default the grid's own.
+        epochs: Of the attentive probe; by default the grid's own.
+        level: Whose tokens the attentive probe reads; by default the highest.
+        tokens: Whether it reads them as they are or without their mean over time; by default the grid's own.
         json_file: Where the result goes as JSON; it is printed as a table in any case.
     """
-    from cora.measure import evaluation
+    from cora.measure import attentive, evaluation
     from cora.store.checkpoint import run_of
 
+    plan = attentive.recipe(grid, depth=depth, heads=heads, epochs=epochs, level=level, of=tokens)
     methods: Any = tuple(method.split(","))
     home = run_of(ckpt)
     report = evaluation.probe(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv",
-                              against=against, seed=seed)
+                              against=against, seed=seed, plan=plan, keep=home)
     (home / "probe.json").write_text(json.dumps(report, indent=2))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2))
     console.print(evaluation.as_table(report))
 
 
-def export(ckpt: Positional[Path], out: Positional[Path], /, format: Literal["native"] = "native") -> None:
-    """Writes the encoder as safetensors plus config, reloads it and compares.
+def export(
+    ckpt: Positional[Path], out: Positional[Path], /,
+    format: Literal["native", "hf", "stablehlo", "onnx"] = "native", probe: bool = False,
+) -> None:
+    """Writes a checkpoint for others to read, reloads it and compares.
 
     Args:
-        ckpt: A run folder (its latest step) or one step folder.
-        out: Folder for config.json and model.safetensors.
-        format: native: for `cora.load`.
+        ckpt: A run folder (its latest step), one step folder, or what `cora import` or `cora export` wrote.
+        out: Folder for the files.
+        format: native: for `cora.load`, and to go on training; hf: for transformers, a VJEPA2Model; stablehlo, onnx: a
+            program with its weights inside.
+        probe: With hf, the run's attentive probe too: a VJEPA2ForVideoClassification.
     """
     from cora.measure.features import trained
-    from cora.store import weights
+    from cora.store import exchange
 
-    settings, encoder = trained(ckpt)
-    worst = weights.save(out, settings.model, encoder.encoder)
-    console.print(f"{out}: reloaded and compared, largest difference {worst}")
+    compared = exchange.write(ckpt, out, trained(ckpt)[1], format, probe)
+    console.print(f"{out}: {exchange.describe(compared)}", soft_wrap=True)
+
+
+def bring(
+    source: Positional[Path], out: Positional[Path], /, levels: int | None = None, heads: int | None = None,
+    predictor_heads: int | None = None, size: int | None = None, frames: int | None = None,
+) -> None:
+    """Reads a V-JEPA 2 from Hugging Face or Meta into a folder that every verb takes for a checkpoint.
+
+    Args:
+        source: A folder with config.json and model.safetensors, or a checkpoint file of Meta's (.pt, .pth).
+        out: Folder for config.json and model.safetensors.
+        levels: Into which the encoder is cut; by default 4, or the nearest divisor of its depth.
+        heads: Of the encoder, where a file of Meta's is of no released size.
+        predictor_heads: The same of its predictor.
+        size: Height and width of a clip where the source is a file of Meta's; 256 unless given.
+        frames: Of a clip where the source is a file of Meta's; 64 unless given.
+    """
+    from cora.store import exchange
+
+    made, compared = exchange.bring(source, out, levels=levels, heads=heads, predictor_heads=predictor_heads, size=size,
+                                    frames=frames)
+    model = made.model
+    console.print(f"{out}: {model.levels} levels of {model.blocks} blocks, width {model.width}; "
+                  f"{exchange.describe(compared)}", soft_wrap=True)
 
 
 def report(run: Positional[Path], /) -> None:
@@ -159,8 +196,8 @@ def bench(
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "export": export, "report": report,
-    "bench": bench,
+    "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "export": export, "import": bring,
+    "report": report, "bench": bench,
 }
 
 

@@ -1,15 +1,17 @@
 """The choices and numbers of a run: frozen dataclasses, checked when they are made.
 
 A recipe is a Python file that binds one `Pretrain`; the command line overrides it field by field. This file
-knows no array and opens no file; it holds every default in the project.
+knows no array and opens no file; with cora/options.py it holds every default in the project.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from cora.options import Mask as Mask
+from cora.options import Optim as Optim
 from cora.schema import ConfigError as ConfigError
+from cora.schema import choice, multiple, positive, require, span
 from cora.schema import difference as difference
-from cora.schema import fraction, multiple, positive, require, span
 from cora.schema import from_json as from_json
 from cora.schema import to_json as to_json
 
@@ -19,8 +21,8 @@ class Model:
     """The encoder (the topology of V-JEPA 2) cut into `levels` of `blocks` transformer blocks each."""
 
     frames: int = 16
-    size: int = 64
-    """Height and width of a clip in pixels."""
+    size: int | tuple[int, int] = 64
+    """Height and width of a clip in pixels; one number for a square."""
     tubelet: int = 2
     patch: int = 16
     width: int = 128
@@ -31,24 +33,48 @@ class Model:
     mlp_ratio: float = 4.0
     rope: Literal["tiled", "interleaved"] = "tiled"
     """`tiled` is V-JEPA 2 and Hugging Face; `interleaved` is V-JEPA 2.1, a true rotation."""
+    rope_grid: int = 0
+    """Rows and columns are scaled as if the frame had so many of each, so that any size meets the positions it was
+    trained with (V-JEPA 2.1: 16); 0: not scaled."""
     predictor_width: int = 64
     predictor_depth: int = 1
     predictor_heads: int = 2
+    predictor_mlp_ratio: float = 4.0
+    mask_tokens: int = 2
+    """Learned mask tokens of a predictor; mask kind i uses token i mod mask_tokens."""
+    scaled_init: bool = False
+    """Divide the initial weights of what block i adds to the residual stream by sqrt(2 i) (V-JEPA)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which products are computed; parameters, norms and the residual stream stay in float32."""
+    attention: Literal["auto", "einsum", "xla", "cudnn"] = "auto"
+    """`auto`: the fastest for the device (`vit.attention`)."""
+    remat: bool = False
+    """Recompute the inside of each block in the backward pass rather than keep it."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "levels", "blocks", "predictor_width", "predictor_depth", "predictor_heads"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+        positive("model", self, "width", "heads", "levels", "blocks", "predictor_width", "predictor_depth",
+                 "predictor_heads", "mask_tokens", "mlp_ratio", "predictor_mlp_ratio")
         multiple("model.frames", self.frames, self.tubelet, "model.tubelet")
-        multiple("model.size", self.size, self.patch, "model.patch")
+        for side in (self.size,) if isinstance(self.size, int) else self.size:
+            multiple("model.size", side, self.patch, "model.patch")
         multiple("model.width", self.width, self.heads, "model.heads")
         multiple("model.predictor_width", self.predictor_width, self.predictor_heads, "model.predictor_heads")
-        require(self.width // self.heads >= 6, "model.heads", self.heads,
-                 f"leaves fewer than 6 channels a head for 3-D positions; at most {max(1, self.width // 6)}")
+        for name, width, heads in (("heads", self.width, self.heads),
+                                   ("predictor_heads", self.predictor_width, self.predictor_heads)):
+            require(width // heads >= 6, f"model.{name}", heads,
+                    f"leaves fewer than 6 channels a head for 3-D positions; at most {max(1, width // 6)}")
+        require(self.rope_grid == 0 or self.rope_grid > 1, "model.rope_grid", self.rope_grid,
+                "must be 0 or at least 2; nearest: 0")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a clip in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """Tokens along time, height and width."""
-        return self.frames // self.tubelet, self.size // self.patch, self.size // self.patch
+        return self.frames // self.tubelet, self.sides[0] // self.patch, self.sides[1] // self.patch
 
     @property
     def tokens(self) -> int:
@@ -57,35 +83,29 @@ class Model:
         return t * h * w
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mask:
-    """Two kinds of hidden blocks, drawn for every clip: many small ones (short) and few large ones (long).
+SIZES: dict[str, tuple[int, int, int, float]] = {
+    "tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0), "base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0),
+    "huge": (1280, 32, 16, 4.0), "giant": (1408, 40, 22, 48 / 11), "gigantic": (1664, 48, 16, 64 / 13),
+}
+"""Width, depth, heads and MLP ratio of V-JEPA 2's encoders (giant with the 22 heads of its released weights)."""
 
-    Every clip gets exactly `context` of its tokens to see and `target` of them to predict, whatever was drawn,
-    so that shapes are static; which tokens those are is uniform in time and space.
+
+def sized(name: str, **changes: Any) -> Model:
+    """Returns the encoder of V-JEPA 2 that has this name, 256 pixels a side, in 4 levels unless `changes` say else.
+
+    Its predictors are V-JEPA 2's (384 channels, 12 heads), each with a level's share of its 12 blocks. Raises
+    ConfigError for an unknown name, or levels that do not divide the depth.
     """
-
-    short_blocks: int = 8
-    short_scale: float = 0.15
-    """Area of one short block as a fraction of the frame; blocks last the whole clip."""
-    long_blocks: int = 2
-    long_scale: float = 0.7
-    aspect: tuple[float, float] = (0.75, 1.5)
-    short_context: float = 0.25
-    """Fraction of all tokens that the encoder sees under a short mask."""
-    short_target: float = 0.5
-    """Fraction of all tokens that are predicted under a short mask."""
-    long_context: float = 0.1
-    long_target: float = 0.7
-
-    def __post_init__(self) -> None:
-        positive("mask", self, "short_blocks", "long_blocks")
-        for name in ("short_scale", "long_scale", "short_context", "short_target", "long_context", "long_target"):
-            fraction(f"mask.{name}", getattr(self, name))
-        span("mask.aspect", self.aspect, 0.1, 10.0)
-        for kind in ("short", "long"):
-            both = getattr(self, f"{kind}_context") + getattr(self, f"{kind}_target")
-            require(both <= 1, f"mask.{kind}_context + mask.{kind}_target", both, "must not exceed 1; nearest: 1.0")
+    choice("size", name, SIZES)
+    width, depth, heads, ratio = SIZES[name]
+    levels = changes.get("levels", 4)
+    near = min((n for n in range(1, depth + 1) if depth % n == 0), key=lambda n: abs(n - levels))
+    require(near == levels, "model.levels", levels, f"must divide the depth {depth}; nearest: {near}")
+    shape: dict[str, Any] = {
+        "size": 256, "width": width, "heads": heads, "mlp_ratio": ratio, "levels": levels, "blocks": depth // levels,
+        "predictor_width": 384, "predictor_heads": 12, "predictor_depth": max(1, 12 // levels), "scaled_init": True,
+    }
+    return Model(**shape | changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +137,15 @@ class Corpus:
     workers: int = 0
     """Worker processes that decode; 0: threads of the training process alone. Unlike the number of threads, theirs
     belongs to the order of the clips, so a run cannot be resumed with another one."""
+    weight: float = 1.0
+    """Share of every batch, beside the other corpora of `mix`."""
+    frames: int = 0
+    """Frames of a clip; 0: `model.frames`. Images are clips too: give them `model.tubelet`."""
+    size: int | tuple[int, int] = 0
+    """Height and width of a clip; 0: `model.size`."""
 
     def __post_init__(self) -> None:
-        positive("corpus", self, "stride", "fps", "threads")
+        positive("corpus", self, "stride", "fps", "threads", "weight")
         span("corpus.span", self.span, 0.01, 1.0)
         span("corpus.crop_scale", self.crop_scale, 0.01, 1.0)
         span("corpus.crop_aspect", self.crop_aspect, 0.1, 10.0)
@@ -132,17 +158,32 @@ class Corpus:
 class Target:
     """Whose latents are predicted."""
 
-    kind: Literal["ema", "frozen"] = "ema"
-    """`ema`: a moving average of the learner (V-JEPA); `frozen`: the encoder as it was at step 0."""
+    kind: Literal["ema", "frozen", "own"] = "ema"
+    """`ema`: a moving average of the learner (V-JEPA); `frozen`: the encoder as it was at step 0, or `start`'s (SALT);
+    `own`: the learner's own latents of the whole clip, no gradient through them: give `learn.prior` some weight, or
+    they collapse."""
+    start: str = ""
+    """Where a frozen teacher comes from: a run folder, exported weights, or a Hugging Face folder."""
     of: Literal["whole", "change"] = "whole"
     """`whole`: every token's latents, layer-normed (V-JEPA); `change`: what of them departs from their mean over
     time at the same place, so that what stands still is neither rewarded nor learned."""
-    error: Literal["absolute", "squared"] = "absolute"
+    error: Literal["absolute", "smooth", "squared"] = "absolute"
+    """`smooth`: squared within 1 of the target, absolute beyond (smooth L1)."""
     momentum: tuple[float, float] = (0.99, 1.0)
     """The moving average's momentum at the first and the last step, linear between them."""
 
     def __post_init__(self) -> None:
         span("target.momentum", self.momentum, 0.0, 1.0)
+        require(not self.start or self.kind == "frozen", "target.start", self.start,
+                f"only a frozen teacher comes from elsewhere, and target.kind = {self.kind!r}; nearest: ''")
+
+
+SCANNED = ("local", "backprop_all")
+"""Rules that go level by level, in which a level may hear from the one above."""
+PRIOR = (*SCANNED, "backprop_last")
+"""Rules under which latents may have a prior."""
+DIRECT = (*PRIOR, "dense")
+"""Rules without inference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +191,43 @@ class Learn:
     """Which error moves which weights."""
 
     rule: Literal[
-        "local", "backprop_last", "backprop_all",
+        "local", "backprop_last", "backprop_all", "dense",
         "pc", "pc_ode", "strict", "zil", "epc", "fixed_pred", "accumulate", "mcpc", "exact",
     ] = "local"
-    """`local`: each level learns from its own target error and nothing crosses a level. `backprop_last`,
-    `backprop_all`: controls, the last level's error, or the sum of all levels' errors, differentiated from end to end.
-    The others are predictive coding with inference: states settle under all levels' errors, then each level learns."""
+    """`local`: each level learns from its own target error and nothing crosses a level. `backprop_last` (V-JEPA 2),
+    `backprop_all`, `dense` (V-JEPA 2.1): controls, the last level's error, the sum of all levels' errors, or the error
+    of one predictor of all levels' latents, differentiated from end to end. The others are predictive coding with
+    inference: states settle under all levels' errors, then each level learns."""
+    top_down: bool = False
+    """Predictors also hear what the level above predicts of the hidden tokens (rules `local` and `backprop_all`)."""
+    prior: float = 0.0
+    """Weight of SIGReg, the Gaussian prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
+    prior_of: Literal["tokens", "clips"] = "clips"
+    """Whose distribution is held to the prior: every context token's latents, or their mean over a clip."""
+    slices: int = 256
+    """Random directions, new ones every step, along which the prior looks."""
+    context: float = 0.5
+    """With rule `dense`: weight of the error on the context tokens beside that on the hidden ones."""
+    context_ramp: tuple[float, float] = (1 / 9, 2 / 9)
+    """Fractions of the run between which that weight rises from 0 (V-JEPA 2.1: steps 15,000 to 30,000 of 135,000)."""
+    context_distance: bool = True
+    """Weigh a context token by 1 / sqrt(distance to the nearest hidden one)."""
+
+    def __post_init__(self) -> None:
+        positive("learn", self, "slices")
+        for name in ("prior", "context"):
+            value = getattr(self, name)
+            require(value >= 0, f"learn.{name}", value, "must not be negative; nearest: 0.0")
+        span("learn.context_ramp", self.context_ramp, 0.0, 1.0)
+        require(not self.top_down or self.rule in SCANNED, "learn.top_down", self.top_down,
+                f"rule {self.rule!r} knows no level above; nearest: False, or learn.rule = 'local'")
+        require(self.prior == 0 or self.rule in PRIOR, "learn.prior", self.prior,
+                f"rule {self.rule!r} has no prior on latents; nearest: 0.0, or learn.rule = 'local'")
+
+    @property
+    def predictors(self) -> int | None:
+        """How many predictors this rule trains; None: one a level."""
+        return 1 if self.rule in ("backprop_last", "dense") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,27 +244,6 @@ class Infer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optim:
-    """AdamW with linear warm-up and cosine decay; weight decay spares biases, scales and the mask token."""
-
-    lr: float = 1e-3
-    lr_end: float = 1e-5
-    warmup: float = 0.1
-    """Fraction of the steps in which the learning rate rises from 0."""
-    weight_decay: float = 0.05
-    b1: float = 0.9
-    b2: float = 0.95
-
-    def __post_init__(self) -> None:
-        positive("optim", self, "lr")
-        require(0 <= self.lr_end <= self.lr, "optim.lr_end", self.lr_end, f"must lie in [0, optim.lr = {self.lr}]")
-        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "must lie in [0, 1)")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative; nearest: 0.0")
-        for name in ("b1", "b2"):
-            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must lie in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """How long, how often, from which seed."""
 
@@ -203,6 +254,8 @@ class Run:
     save_every: int = 500
     keep: int = 2
     """Checkpoints kept: the newest so many."""
+    start: str = ""
+    """Where the weights begin: a run folder, an exported or imported one, or a Hugging Face folder; empty: at random."""
 
     def __post_init__(self) -> None:
         positive("run", self, "steps", "batch", "log_every", "save_every", "keep")
@@ -219,4 +272,31 @@ class Pretrain:
     infer: Infer = field(default_factory=Infer)
     optim: Optim = field(default_factory=Optim)
     corpus: Corpus = field(default_factory=Corpus)
+    mix: tuple[Corpus, ...] = ()
+    """Further corpora, with clips of their own shape perhaps, that have their share of every batch (recipes only: the
+    command line cannot change them)."""
     run: Run = field(default_factory=Run)
+
+    def parts(self, devices: int = 1) -> tuple["Pretrain", ...]:
+        """Returns the run cut by the shape of its clips: one config a shape, with its model, corpora and clips a batch.
+
+        Clips are shared out by weight, the largest remainders first, in units of `devices`, at least one unit a shape.
+        Raises ConfigError where the batch is too small for that.
+        """
+        shapes: dict[Model, list[Corpus]] = {}
+        for one in (self.corpus, *self.mix):
+            model = replace(self.model, frames=one.frames or self.model.frames, size=one.size or self.model.size)
+            shapes.setdefault(model, []).append(one)
+        units, spare = self.run.batch // devices, self.run.batch // devices - len(shapes)
+        near = devices * max(len(shapes), units)
+        require(self.run.batch % devices == 0 and spare >= 0, "run.batch", self.run.batch,
+                f"must be a multiple of the {devices} devices, with one for each of {len(shapes)} shapes; nearest: {near}")
+        weights = [sum(one.weight for one in corpora) for corpora in shapes.values()]
+        exact = [max(0.0, units * w / sum(weights) - 1) for w in weights]
+        scaled = [x * spare / (sum(exact) or 1) for x in exact]
+        counts = [1 + int(x) for x in scaled]
+        for i in sorted(range(len(counts)), key=lambda i: int(scaled[i]) - scaled[i])[: units - sum(counts)]:
+            counts[i] += 1
+        return tuple(replace(self, model=model, corpus=corpora[0], mix=tuple(corpora[1:]),
+                             run=replace(self.run, batch=count * devices))
+                     for (model, corpora), count in zip(shapes.items(), counts, strict=True))

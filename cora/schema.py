@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import typing
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 
@@ -41,6 +42,13 @@ def positive(section: str, config: object, *names: str) -> None:
         require(value > 0, f"{section}.{name}", value, "must be positive")
 
 
+def choice(name: str, value: str, legal: Iterable[str]) -> None:
+    """Requires one of the `legal` words."""
+    words = list(legal)
+    near = difflib.get_close_matches(value, words, n=1, cutoff=0)
+    require(value in words, name, value, f"must be one of {', '.join(words)}; nearest: {near[0]}")
+
+
 T = TypeVar("T")
 
 
@@ -54,8 +62,8 @@ def from_json(kind: type[T], text: str) -> T:
     return _build(kind, json.loads(text), kind.__name__.lower())
 
 
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in fields:
@@ -63,10 +71,11 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
             raise ConfigError(f"{where}.{key} = {values[key]!r}: no such field; nearest: {where}.{near[0]}")
     made = {}
     for key, value in values.items():
-        if dataclasses.is_dataclass(hints[key]):
-            value = _build(hints[key], value, f"{where}.{key}")
+        inner = [kind for kind in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(kind)]
+        if inner and isinstance(value, dict):
+            value = _build(inner[0], value, f"{where}.{key}")
         elif isinstance(value, list):
-            value = tuple(value)
+            value = tuple(_build(inner[0], v, f"{where}.{key}.{i}") if inner else v for i, v in enumerate(value))
         made[key] = value
     return kind(**made)
 

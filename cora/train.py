@@ -6,6 +6,7 @@ Ask `fit` for the same run again and it goes on where the last checkpoint stands
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,13 @@ from rich.console import Console
 
 from cora import config
 from cora.nets.hierarchy import build, latents
-from cora.pc import masks, rules
+from cora.pc import masks, schedules, settled
 from cora.pc.diagnose import health
 from cora.pc.learn import learn
-from cora.store import checkpoint, record
+from cora.store import checkpoint, record, weights
 from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
-from cora.video.clips import clips
+from cora.video.clips import mixed, together
 from cora.video.ledger import Ledger
 
 
@@ -39,28 +40,38 @@ class TrainState(NamedTuple):
 
 
 Metrics = dict[str, Array]
-Step = Callable[[TrainState, UInt8[Array, "B T S S 3"]], tuple[TrainState, Metrics]]
+Videos = tuple[UInt8[Array, "_ _ _ _ 3"], ...]
+"""Clips of a batch, [B, T, H, W, 3] for each shape."""
+Step = Callable[[TrainState, Videos], tuple[TrainState, Metrics]]
 
 
 def schedule(optim: config.Optim, steps: int) -> optax.Schedule:
-    """Returns the learning rate by step: linear warm-up from 0 to `lr`, then a cosine to `lr_end`."""
-    warmup = round(optim.warmup * steps)
-    return optax.warmup_cosine_decay_schedule(0.0, optim.lr, warmup, max(steps, warmup + 1), optim.lr_end)
+    """Returns the learning rate by step."""
+    warmup, total = round(optim.warmup * steps), int(optim.stretch * steps)
+    if optim.schedule == "cooldown":
+        return schedules.cooldown(optim.lr, optim.lr_end, total)
+    if optim.schedule == "constant":
+        return schedules.warmup_constant(optim.lr_start, optim.lr, warmup)
+    return schedules.warmup_cosine(optim.lr_start, optim.lr, optim.lr_end, warmup, total)
 
 
 def optimiser(optim: config.Optim, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW that decays matrices only."""
+    """Returns AdamW that decays matrices only, after the gradient's norm is bounded where `clip` says so."""
 
     def is_matrix(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), tree)
 
-    return optax.adamw(schedule(optim, steps), optim.b1, optim.b2, weight_decay=optim.weight_decay, mask=is_matrix)
+    decay: Any = optim.weight_decay
+    if optim.weight_decay_end is not None:
+        decay = schedules.cosine(optim.weight_decay, optim.weight_decay_end, int(optim.stretch * steps))
+    adamw = optax.adamw(schedule(optim, steps), optim.b1, optim.b2, optim.eps, weight_decay=decay, mask=is_matrix)
+    return optax.chain(optax.clip_by_global_norm(optim.clip), adamw) if optim.clip else adamw
 
 
-def momentum(target: config.Target, steps: int, step: Int[Array, ""]) -> Float[Array, ""]:
+def momentum(settings: config.Pretrain, step: Int[Array, ""]) -> Float[Array, ""]:
     """Returns the teacher's momentum at this step; 1 keeps it as it is."""
-    first, last = target.momentum if target.kind == "ema" else (1.0, 1.0)
-    return first + (last - first) * jnp.minimum(step.astype(jnp.float32) / steps, 1.0)
+    first, last = {"ema": settings.target.momentum, "own": (0.0, 0.0), "frozen": (1.0, 1.0)}[settings.target.kind]
+    return schedules.linear(first, last, settings.optim.stretch * settings.run.steps)(step)
 
 
 def readout(state: TrainState, target: config.Target) -> Encoder:
@@ -68,11 +79,27 @@ def readout(state: TrainState, target: config.Target) -> Encoder:
     return state.teacher if target.kind == "ema" else state.params.encoder
 
 
-def initialise(network: Network, settings: config.Pretrain) -> TrainState:
-    """Returns the state at step 0; the teacher starts as a copy of the learner."""
-    params = network.init(jax.random.key(settings.run.seed))
+def initialise(
+    network: Network, settings: config.Pretrain, params: Params | None = None, teacher: Encoder | None = None
+) -> TrainState:
+    """Returns the state at step 0; unless they are given, the learner is drawn and the teacher a copy of it."""
+    params = network.init(jax.random.key(settings.run.seed)) if params is None else params
+    teacher = jax.tree.map(jnp.copy, params.encoder) if teacher is None else teacher
     tx = optimiser(settings.optim, settings.run.steps)
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params.encoder), tx.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, teacher, tx.init(params))
+
+
+def given(settings: config.Pretrain) -> tuple[Params | None, Encoder | None]:
+    """Returns (learner, teacher) that a run starts from, None for each that `initialise` is to make.
+
+    Raises WeightsError where what `run.start` or `target.start` names does not fit.
+    """
+    params = teacher = None
+    if settings.run.start:
+        _, params, teacher = weights.start(settings.run.start, settings)
+    if settings.target.start:
+        _, _, teacher = weights.start(settings.target.start, settings)
+    return params, teacher
 
 
 def engine(settings: config.Pretrain) -> Callable:
@@ -82,7 +109,7 @@ def engine(settings: config.Pretrain) -> Callable:
     """
     if settings.infer.engine == "native":
         return learn
-    if settings.learn.rule in rules.DIRECT:
+    if settings.learn.rule in config.DIRECT:
         raise config.ConfigError(f"infer.engine = 'pcx' with learn.rule = {settings.learn.rule!r}: settles no states "
                                  "that PCX could compute; nearest: learn.rule = 'pc'")
     try:
@@ -93,29 +120,36 @@ def engine(settings: config.Pretrain) -> Callable:
     return pcx.learn
 
 
-def look(network: Network, settings: config.Pretrain, step: Int[Array, ""], video: UInt8[Array, "B T S S 3"]) -> Sight:
-    """Returns the clips' patches and this step's masks."""
-    kinds = masks.kinds(settings.mask, settings.model.grid).values()
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.run.seed + 1), step), len(kinds))
-    drawn = tuple(masks.sample(key, kind, video.shape[0]) for key, kind in zip(keys, kinds, strict=True))
-    return Sight(network.patches(video), drawn)
+def look(network: Network, settings: config.Pretrain, step: Int[Array, ""], video: UInt8[Array, "B T H W 3"]) -> Sight:
+    """Returns the clips' patches, this step's masks and chance, and how much of the run is done."""
+    kinds, named = masks.kinds(settings.mask, settings.model.grid), settings.mask.kinds
+    key, *keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.run.seed + 1), step), 1 + len(named))
+    drawn = tuple(masks.sample(k, kinds[name], video.shape[0]) for k, name in zip(keys, named, strict=True))
+    return Sight(network.patches(video), drawn, key, step.astype(jnp.float32) / settings.run.steps)
 
 
-def make_step(network: Network, settings: config.Pretrain) -> Step:
-    """Returns the pure training step: (state, uint8 clips) -> (next state, metrics).
+def make_step(settings: config.Pretrain) -> Step:
+    """Returns the pure training step: (state, uint8 clips of each shape) -> (next state, metrics).
 
-    Chance comes from the seed and the step alone, so a resumed run draws what the undisturbed one would have drawn.
+    A batch of several shapes has the gradient of the mean over all its clips. Chance comes from the seed and the step
+    alone, so a resumed run draws what the undisturbed one would have drawn.
     """
     tx = optimiser(settings.optim, settings.run.steps)
-    rule = rules.rule_of(settings.learn, settings.infer, settings.model.levels, engine(settings))
     rate = schedule(settings.optim, settings.run.steps)
+    parts = settings.parts(jax.device_count())
+    networks = [build(part.model, part.target, part.learn) for part in parts]
+    found = [settled.rule_of(part.learn, part.infer, part.model, part.target, engine(part)) for part in parts]
 
-    def step(state: TrainState, video: UInt8[Array, "B T S S 3"]) -> tuple[TrainState, Metrics]:
-        sight = look(network, settings, state.step, video)
-        gradient, energy = rule(network, state.params, state.teacher, sight)
+    def step(state: TrainState, videos: Videos) -> tuple[TrainState, Metrics]:
+        heard = []
+        for part, network, rule, video in zip(parts, networks, found, videos, strict=True):
+            sight, share = look(network, part, state.step, video), part.run.batch / settings.run.batch
+            learned = rule(network, state.params, state.teacher, sight)
+            heard.append(jax.tree.map(lambda x, share=share: share * x, learned) if len(parts) > 1 else learned)
+        gradient, energy = jax.tree.map(lambda *x: sum(x), *heard)
         update, moments = tx.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, update)
-        keep = momentum(settings.target, settings.run.steps, state.step)
+        keep = momentum(settings, state.step)
         teacher = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.teacher, params.encoder)
         metrics = {"loss": energy, "grad_norm": optax.tree.norm(gradient), "lr": rate(state.step), "momentum": keep}
         return TrainState(state.step + 1, params, teacher, moments), metrics
@@ -123,16 +157,20 @@ def make_step(network: Network, settings: config.Pretrain) -> Step:
     return step
 
 
-def make_check(network: Network, settings: config.Pretrain) -> Callable[[TrainState, Array], Metrics]:
-    """Returns what is logged beside a step's own numbers: the readout's health, and how inference settles, if any."""
-    rule = rules.algorithm(settings.learn, settings.infer, settings.model.levels)
+def make_check(settings: config.Pretrain) -> Callable[[TrainState, Videos], Metrics]:
+    """Returns what is logged beside a step's own numbers: the readout's health on clips of the first shape, and how
+    inference settles, if any."""
+    part = settings.parts(jax.device_count())[0]
+    network = build(part.model, part.target, part.learn)
+    rule = settled.algorithm(settings.learn, settings.infer, settings.model.levels)
 
-    def check(state: TrainState, video: UInt8[Array, "B T S S 3"]) -> Metrics:
+    def check(state: TrainState, videos: Videos) -> Metrics:
+        video = videos[0]
         numbers = health(latents(network, readout(state, settings.target), video))
         if rule is None:
             return numbers
-        sight = look(network, settings, state.step, video)
-        return numbers | rules.inspected(rule, network, state.params, state.teacher, sight)
+        sight = look(network, part, state.step, video)
+        return numbers | settled.inspected(rule, network, state.params, state.teacher, sight)
 
     return check
 
@@ -144,12 +182,18 @@ def corpus_of(settings: config.Corpus) -> manifest.Manifest:
 
 
 def loader(settings: config.Pretrain, workdir: Path) -> grain.DatasetIterator:
-    """Returns this process' endless, resumable iterator of batches; unreadable files go to `bad_files.csv`."""
-    source, corpus, run = corpus_of(settings.corpus), settings.corpus, settings.run
+    """Returns this process' endless, resumable iterator of batches, a tuple with one batch for each shape of clips;
+    unreadable files of all corpora go to `bad_files.csv`."""
+    parts = settings.parts(jax.device_count())
+    sources = [[(corpus_of(one), one) for one in (part.corpus, *part.mix)] for part in parts]
+    total = sum(len(source.clips) for several in sources for source, _ in several)
+    ledger = Ledger(workdir / "bad_files.csv", total, settings.corpus.max_bad)
     shard = jax.process_index(), jax.process_count()
-    ledger = Ledger(workdir / "bad_files.csv", len(source.clips), corpus.max_bad)
-    return iter(clips(source, corpus, frames=settings.model.frames, size=settings.model.size,
-                      batch=run.batch // shard[1], seed=run.seed, ledger=ledger, shard=shard))
+    return iter(together([
+        mixed(several, frames=part.model.frames, size=part.model.size, batch=part.run.batch // shard[1],
+              seed=part.run.seed, ledger=ledger, shard=shard)
+        for part, several in zip(parts, sources, strict=True)
+    ]))
 
 
 def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True) -> TrainState:
@@ -159,18 +203,16 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     devices. Raises checkpoint.CheckpointError if `workdir` belongs to another config, record.Diverged at a loss
     that is not finite.
     """
-    if settings.run.batch % jax.device_count():
-        near = jax.device_count() * max(1, settings.run.batch // jax.device_count())
-        raise config.ConfigError(f"run.batch = {settings.run.batch}: must be a multiple of the {jax.device_count()} "
-                                 f"devices; nearest: {near}")
+    settings.parts(jax.device_count())  # refuses a batch that cannot be shared out before anything is written
     checkpoint.claim(workdir, settings)
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    network, data = build(settings.model, settings.target), loader(settings, workdir)
-    state = jax.jit(lambda: initialise(network, settings), out_shardings=whole)()
-    step = jax.jit(make_step(network, settings), donate_argnums=0, in_shardings=(whole, split))
-    check = jax.jit(make_check(network, settings), in_shardings=(whole, split))
+    network, data = build(settings.model, settings.target, settings.learn), loader(settings, workdir)
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
+    begin = given(settings) if book.empty() else (None, None)  # a resumed run needs what it started from no more
+    state = jax.jit(partial(initialise, network, settings), out_shardings=whole)(*begin)
+    step = jax.jit(make_step(settings), donate_argnums=0, in_shardings=(whole, split))
+    check = jax.jit(make_check(settings), in_shardings=(whole, split))
     state = book.restore(state, data) or state
     done = int(jax.device_get(state.step))
     with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as kept, \
@@ -180,12 +222,12 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
                 kept.settle()  # so that no row is lost to a kill, and no diverged state is kept
                 book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
             with kept.clock.waiting():
-                video = jax.make_array_from_process_local_data(split, next(data)["video"])
+                videos = tuple(jax.make_array_from_process_local_data(split, one["video"]) for one in next(data))
             logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
-            state, metrics = step(state, video)
+            state, metrics = step(state, videos)
             kept.clock.tick(settings.run.batch)
             if logged:
-                kept.later(i + 1, metrics | check(state, video))
+                kept.later(i + 1, metrics | check(state, videos))
     book.save(settings.run.steps, state, data)
     book.close()
     return state

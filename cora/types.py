@@ -90,6 +90,10 @@ class Sight(NamedTuple):
 
     patches: Float[Array, "B N P"]
     masks: tuple[Masks, ...]
+    key: Key | None = None
+    """This step's chance, for rules and priors that draw."""
+    progress: Float[Array, ""] | float = 1.0
+    """How much of the run is done, from 0 to 1."""
 
 
 class Network(NamedTuple):
@@ -103,6 +107,12 @@ class Network(NamedTuple):
     """The latents that are read out of a level: its layer-normed value node."""
     goal: Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]
     """t_l from the teacher's normed latents of whole clips."""
+    predict: Callable[..., Any]
+    """g_l(tree, normed latents, masks, kind, above=None): what is read of the hidden tokens, [B, M, D]; `above` is what
+    the next level predicts of them. Under rule `dense` one predictor for all levels' latents side by side, which
+    returns (hidden, context): [B, M, L D] and [B, C, L D]."""
+    prior: Callable[[Key, list[Float[Array, "B _ D"]]], Float[Array, ""]] | None
+    """The weighed energy of a level's normed latents, one array a kind of mask, under their prior."""
     level: Level
     """The level that the hierarchy repeats: its tree is (encoder level, predictor), its state one array a kind of
     mask, its context the masks, its goal the targets of the hidden tokens, one array a kind of mask."""

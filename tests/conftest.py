@@ -1,9 +1,14 @@
-"""Strict JAX for every test: annotations checked, ranks and dtypes never promoted silently, two CPU devices."""
+"""Strict JAX for every test: annotations checked, ranks and dtypes never promoted silently, two CPU devices.
+
+Networks are so small here that a test is all compiling, so nothing is optimised.
+"""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0",
+         "--xla_llvm_disable_expensive_passes=true")
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 
 from jaxtyping import install_import_hook
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "cora").rglob("*.py"))
 LAYERS = [
-    {"cora.schema"},
+    {"cora.schema", "cora.options"},
     {"cora.types", "cora.config"},
     {"cora.pc"},
     {"cora.nets"},
@@ -24,12 +24,14 @@ LAYERS = [
     {"cora.cli"},
 ]
 PLACES = {
-    "flax": {"cora/nets/vit.py"},
+    "flax": {"cora/nets/vit.py", "cora/nets/pooler.py"},
     "grain": {"cora/video/clips.py", "cora/store/checkpoint.py", "cora/train.py"},
     "decord": {"cora/video/codec.py"},
     "av": {"cora/video/codec.py"},
     "orbax": {"cora/store/checkpoint.py"},
     "safetensors": {"cora/store/weights.py"},
+    "jax2onnx": {"cora/store/onnx_file.py"},
+    "onnxruntime": {"cora/store/onnx_file.py"},
     "sklearn": {"cora/measure/probe.py"},
     "matplotlib": {"cora/report/figures.py"},
     "tensorboardX": {"cora/store/record.py"},

@@ -176,14 +176,14 @@ def video():
 
 
 def test_a_training_step_of_a_video_network_is_the_same_under_both_engines(video):
-    network, params, teacher, clips = video
+    _, params, teacher, clips = video
     moved = []
     for engine in ("native", "pcx"):
         made = config.Pretrain(model=MODEL, learn=config.Learn(rule="pc"), infer=config.Infer(engine=engine, steps=2),
                                optim=config.Optim(warmup=0.0), run=config.Run(steps=4, batch=2))
         moments = train.optimiser(made.optim, made.run.steps).init(params)
         state = train.TrainState(jnp.zeros((), jnp.int32), params, teacher, moments)
-        moved.append(compiled(train.make_step(network, made))(state, clips))
+        moved.append(compiled(train.make_step(made))(state, (clips,)))
     (native, seen), (ours, same) = moved
     near(same, seen, 1e-4)
     first, other = native.optimiser[0].mu, ours.optimiser[0].mu  # a tenth of the gradients

@@ -11,7 +11,7 @@ from laws import compiled
 
 from cora import config
 from cora.nets.hierarchy import build
-from cora.pc import masks, presets, rules
+from cora.pc import masks, presets, rules, settled
 from cora.pc.rules import energies, level_energy, start, teach
 from cora.types import Encoder, Params, Sight
 
@@ -41,7 +41,7 @@ def cut_sum(network, params, teacher, sight):
         tree, predictor, above = (jax.tree.map(lambda x, at=level: x[at], t)
                                   for t in (params.encoder.levels, params.predictors, teacher.levels))
         full, goal = teach(network, above, full, sight)
-        energy, z = level_energy(network, (tree, predictor), z, goal, sight)
+        energy, (_, z) = level_energy(network, (tree, predictor), z, goal, sight)
         total, z = total + energy, jax.lax.stop_gradient(z)
     return total
 
@@ -85,9 +85,9 @@ def test_backprop_crosses_levels(case):
 def test_backprop_last_is_the_gradient_of_the_last_energy(case):
     network, params, teacher, sight = case
     ours, energy = compiled(rules.backprop_last, static_argnums=0)(*case)
-    plain = compiled(jax.grad(lambda p: energies(network, p, teacher, sight)[-1]))(params)
+    plain = compiled(jax.grad(lambda p: energies(network, p, teacher, sight)[0][-1]))(params)
     assert largest_gap(ours, plain) < 1e-5
-    top = compiled(energies, static_argnums=0)(network, params, teacher, sight)[-1]
+    top = compiled(energies, static_argnums=0)(network, params, teacher, sight)[0][-1]
     np.testing.assert_allclose(energy, top[None], rtol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_a_gradient_agrees_with_finite_differences(case):
     @compiled
     def at(step):
         p = jax.tree.map(lambda x, g: x + step / steepness * g, params, gradient)
-        return jnp.sum(energies(network, p, teacher, sight))
+        return jnp.sum(energies(network, p, teacher, sight)[0])
 
     slope = float(at(5e-3) - at(-5e-3)) / 1e-2
     assert abs(slope - steepness) < 0.02 * steepness
@@ -120,20 +120,20 @@ def test_memory_of_local_does_not_grow_with_depth():
 def test_local_is_the_preset_of_that_name(case):
     """The memory-flat scan, and one step of the general machinery linearised at the forward pass, are one rule."""
     scanned, energy = compiled(rules.local, static_argnums=0)(*case)
-    general, same = compiled(rules.settled(presets.preset("local", MODEL.levels)), static_argnums=0)(*case)
+    general, same = compiled(settled.settled(presets.preset("local", MODEL.levels)), static_argnums=0)(*case)
     assert largest_gap(scanned, general) < 1e-5
     np.testing.assert_allclose(energy, same, rtol=1e-5)
 
 
 def test_exact_is_backprop_through_all_levels(case):
     through, _ = compiled(rules.backprop_all, static_argnums=0)(*case)
-    general, _ = compiled(rules.settled(presets.preset("exact", MODEL.levels)), static_argnums=0)(*case)
+    general, _ = compiled(settled.settled(presets.preset("exact", MODEL.levels)), static_argnums=0)(*case)
     assert largest_gap(through, general) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["pc", "epc", "pc_ode"])
 def test_rules_with_inference_run_on_a_video_network(case, name):
-    rule = rules.rule_of(config.Learn(rule=name), config.Infer(steps=3), MODEL.levels)
+    rule = settled.rule_of(config.Learn(rule=name), config.Infer(steps=3), MODEL, config.Target())
     gradient, energy = compiled(rule, static_argnums=0)(*case)
     assert energy.shape == (MODEL.levels,)
     for leaf in jax.tree.leaves(gradient):
@@ -142,15 +142,15 @@ def test_rules_with_inference_run_on_a_video_network(case, name):
 
 def test_every_rule_of_the_config_has_its_preset():
     for name in get_args(get_type_hints(config.Learn)["rule"]):
-        assert callable(rules.rule_of(config.Learn(rule=name), config.Infer(), MODEL.levels))
+        assert callable(settled.rule_of(config.Learn(rule=name), config.Infer(), MODEL, config.Target()))
 
 
 def test_what_a_run_logs_of_its_inference(case):
     """Backprop is told to be backprop; after one state step of pc only the top level's own error has moved a state."""
-    look = compiled(rules.inspected, static_argnums=(0, 1))
+    look = compiled(settled.inspected, static_argnums=(0, 1))
     exact = look(presets.preset("exact", MODEL.levels), *case)
     np.testing.assert_allclose(exact["backprop_cosine"], 1, atol=1e-5)
     np.testing.assert_allclose(exact["backprop_ratio"], 1, atol=1e-5)
-    settled = look(presets.preset("pc", MODEL.levels, 4, 0.1), *case)
-    assert (settled["energy_last"] < settled["energy_first"]).any() and float(settled["residual"][0]) < 1
-    assert settled["error_norm"].shape == (MODEL.levels,) and (settled["error_norm"] > 0).all()
+    pc = look(presets.preset("pc", MODEL.levels, 4, 0.1), *case)
+    assert (pc["energy_last"] < pc["energy_first"]).any() and float(pc["residual"][0]) < 1
+    assert pc["error_norm"].shape == (MODEL.levels,) and (pc["error_norm"] > 0).all()

@@ -37,9 +37,9 @@ def test_change_has_unit_mean_square_in_every_channel_whatever_its_scale(z):
 
 
 def test_errors_against_hand_values():
-    a, b = jnp.array([[[1.0, -2.0]]]), jnp.array([[[0.0, 2.0]]])
-    assert targets.absolute(a, b).tolist() == [2.5]
-    assert targets.squared(a, b).tolist() == [(1 + 16) / 4]
+    a, b = jnp.array([[[1.0, -2.0]]]), jnp.array([[[0.5, 2.0]]])
+    for name, value in {"absolute": 4.5 / 2, "smooth": (0.5**2 / 2 + 3.5) / 2, "squared": (0.5**2 + 16) / 4}.items():
+        assert targets.error(config.Target(error=name))(a, b).tolist() == [value]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 10])

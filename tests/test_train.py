@@ -101,11 +101,11 @@ def test_a_step_lowers_the_loss_of_a_batch_it_sees_again(rule):
     made = config.Pretrain(model=MODEL, learn=config.Learn(rule=rule), target=config.Target(kind="frozen"),
                            optim=config.Optim(warmup=0.0, lr=3e-3), run=config.Run(steps=60))
     hierarchy = build(MODEL)
-    step, state = compiled(train.make_step(hierarchy, made)), begun(hierarchy, made)
+    step, state = compiled(train.make_step(made)), begun(hierarchy, made)
     video = jax.random.randint(jax.random.key(0), (8, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
     losses = []
     for _ in range(40):
-        state, metrics = step(state, video)
+        state, metrics = step(state, (video,))
         losses.append(np.asarray(metrics["loss"]))
     assert (np.mean(losses[-5:], 0) < 0.97 * np.mean(losses[:5], 0)).all()
     same(state.teacher, begun(hierarchy, made).params.encoder)
@@ -115,11 +115,11 @@ def test_two_devices_are_one():
     assert jax.device_count() == 2
     made, hierarchy = config.Pretrain(model=MODEL), build(MODEL)
     video = jax.random.randint(jax.random.key(0), (4, 4, 16, 16, 3), 0, 256).astype(jnp.uint8)
-    step = train.make_step(hierarchy, made)
-    alone = compiled(step)(begun(hierarchy, made), video)[1]
+    step = train.make_step(made)
+    alone = compiled(step)(begun(hierarchy, made), (video,))[1]
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     split, whole = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
-    both = compiled(step, in_shardings=(whole, split))(begun(hierarchy, made), video)[1]
+    both = compiled(step, in_shardings=(whole, split))(begun(hierarchy, made), (video,))[1]
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(alone[name], both[name], rtol=1e-5)
 

@@ -52,7 +52,7 @@ def slow_block(p, x, ids, heads, style):
 
 @pytest.mark.parametrize("style", ["tiled", "interleaved"])
 def test_block_equals_an_independent_implementation(style):
-    block = vit.Block(2, 4.0, GRID, style)
+    block = vit.Block(vit.Style(2, GRID, rope=style))
     ids = np.array([[0, 3, 7, 12, 18, 23]])
     x = jax.random.normal(jax.random.key(0), (1, 6, 28))
     p = block.init(jax.random.key(1), x, jnp.array(ids))["params"]
@@ -64,7 +64,7 @@ def test_block_equals_an_independent_implementation(style):
 
 def test_interleaved_positions_are_relative_and_tiled_ones_are_not():
     def score(style, shift):
-        cos, sin = vit.rotary_table((8, 8, 8), 24, style)
+        cos, sin = vit.rotary_table(vit.Style(2, (8, 8, 8), rope=style), 24)
         q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 24))
         token = lambda t, h, w: t * 64 + h * 8 + w  # noqa: E731
         a, b = token(1 + shift, 2 + shift, 3), token(3 + shift, 1 + shift, 4)
@@ -76,7 +76,7 @@ def test_interleaved_positions_are_relative_and_tiled_ones_are_not():
 
 
 def test_a_stack_does_not_care_for_the_order_of_its_tokens():
-    stack = vit.Stack(2, 2, 4.0, GRID, "tiled")
+    stack = vit.Stack(2, vit.Style(2, GRID))
     x, ids = jax.random.normal(jax.random.key(0), (2, 8, 24)), jnp.tile(jnp.arange(8)[None], (2, 1))
     p = stack.init(jax.random.key(1), x, ids)
     order = jnp.array([3, 1, 7, 0, 2, 6, 5, 4])

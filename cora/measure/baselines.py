@@ -22,6 +22,23 @@ def pixels(video: UInt8[np.ndarray, "n T S S 3"], *, frames: int = 8, side: int 
     return _shrink(_grey(video[:, chosen]), side).reshape(len(video), -1)
 
 
+def patch_pixels(
+    video: UInt8[np.ndarray, "n T h w 3"], tubelet: int, patch: int, width: int
+) -> Float[np.ndarray, "n N W"]:
+    """Returns the tubelets of each clip as tokens of `width` numbers: grey, in [0, 1], in raster order, then zeros.
+
+    A patch is shrunk to the largest square of which a tubelet's fit into `width`. Raises ValueError if none does.
+    """
+    _require_clips(video)
+    side = min(patch, int((width / tubelet) ** 0.5))
+    if side < 1:
+        raise ValueError(f"width = {width}: has no room for the {tubelet} frames of a tubelet")
+    n, t, h, w = (*video.shape[:2], *(s // patch for s in video.shape[2:4]))
+    grey = _grey(video).reshape(n, t // tubelet, tubelet, h, patch, w, patch).transpose(0, 1, 3, 5, 2, 4, 6)
+    found = _shrink(grey, side).reshape(n, -1, tubelet * side**2)
+    return np.pad(found, ((0, 0), (0, 0), (0, width - found.shape[2])))
+
+
 def motion_energy(video: UInt8[np.ndarray, "n T S S 3"], *, side: int = 32) -> Float[np.ndarray, "n F"]:
     """Returns where each clip moves: mean over t of |grey(t + 1) - grey(t)| at every pixel, shrunk to `side`.
 

@@ -1,19 +1,25 @@
 """The probe verb: a checkpoint and a labelled corpus in, accuracies beside their baselines out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rich.table import Table as Lines
 
 from cora import config
-from cora.measure import features
-from cora.measure.probe import Method, evaluate, plain, principal
+from cora.measure import attentive, features
+from cora.measure.probe import METHODS, Method, evaluate, plain, principal
 from cora.measure.probe import probe as compare
 from cora.measure.table import SPLITS, Table
+from cora.schema import choice, require
+from cora.store.probes import Probe, save_probe
 from cora.store.weights import Pretrained
 from cora.video import manifest
 from cora.video.ledger import Ledger
+
+ATTENTIVE = "attentive"
+Named = Method | Literal["attentive"]
 
 
 def labelled(source: Path) -> manifest.Manifest:
@@ -30,19 +36,13 @@ def labelled(source: Path) -> manifest.Manifest:
     return manifest.Manifest(rows, whole.classes)
 
 
-def tables(ckpt: Path, source: Path, ledger: Path, against: Path | None = None) -> dict[str, Table]:
-    """Returns the tables `trained`, `random`, `pixels`, `motion` (and `against`) of one corpus, each file read once."""
+def encoders(ckpt: Path, against: Path | None = None) -> tuple[config.Pretrain, dict[str, Pretrained]]:
+    """Returns the config of a checkpoint and the encoders `trained`, `random` (and `against`)."""
     settings, encoder = features.trained(ckpt)
-    readers = {
-        "trained": features.pooled(encoder),
-        "random": features.pooled(features.untrained(settings)),
-        "pixels": features.ordered_pixels,
-        "motion": features.motion,
-    }
+    found = {"trained": encoder, "random": features.untrained(settings)}
     if against is not None:
-        readers["against"] = features.pooled(_matching(settings, against))
-    rows = labelled(source)
-    return features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad))
+        found["against"] = _matching(settings, against)
+    return settings, found
 
 
 def _matching(settings: config.Pretrain, against: Path) -> Pretrained:
@@ -54,16 +54,65 @@ def _matching(settings: config.Pretrain, against: Path) -> Pretrained:
     return encoder
 
 
+def pooled(readable: Mapping[str, Pretrained]) -> dict[str, features.Reader]:
+    """Returns the readers of what the linear and the nearest-neighbour probe see."""
+    return {name: features.pooled(encoder) for name, encoder in readable.items()} | {
+        "pixels": features.ordered_pixels, "motion": features.motion}
+
+
+def by_token(readable: Mapping[str, Pretrained], plan: attentive.Recipe) -> dict[str, features.Reader]:
+    """Returns the readers of what an attentive probe sees. Raises ConfigError if an encoder lacks the level."""
+    for encoder in readable.values():
+        most = encoder.model.levels - 1
+        require(plan.level <= most, "level", plan.level, f"must be at most {most}; nearest: {most}")
+    return {name: features.tokens(encoder, plan.level, plan.of) for name, encoder in readable.items()} | {
+        "pixels": features.pixel_tokens(readable["trained"].model, plan.of)}
+
+
 def probe(
-    ckpt: Path, source: Path, *, methods: Sequence[Method], ledger: Path, against: Path | None = None, seed: int = 0
+    ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None, seed: int = 0,
+    plan: attentive.Recipe | None = None, keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `motion` (and `against`) beside."""
-    found = tables(ckpt, source, ledger, against)
-    report = compare(found["trained"], found["random"], found["pixels"], methods, seed=seed)
+    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `motion` (and `against`) beside.
+
+    The attentive probe is made as `plan` says and left in the folder `keep`. Raises ConfigError for an unknown method.
+    """
+    for method in methods:
+        choice("method", method, (*METHODS, ATTENTIVE))
+    plan = plan or attentive.Recipe()
+    settings, readable = encoders(ckpt, against)
+    tabular = [method for method in get_args(Method) if method in methods]
+    readers = pooled(readable) if tabular else {}
+    if ATTENTIVE in methods:
+        readers |= {f"{name} tokens": reader for name, reader in by_token(readable, plan).items()}
+    rows = labelled(source)
+    found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad))
+    kind = "" if tabular else " tokens"
+    report = compare(found[f"trained{kind}"], found[f"random{kind}"], found[f"pixels{kind}"], tabular, seed=seed)
     for name in ("motion", "against"):
-        for method in methods if name in found else ():
+        for method in tabular if name in found else ():
             report[method][name] = plain(evaluate(found[name], method, seed=seed, prepare=principal))
-    return report
+    if ATTENTIVE in methods:
+        tables = {name: found[f"{name} tokens"] for name in (*readable, "pixels")}
+        report = {ATTENTIVE: _attentive(tables, readable, plan, rows.classes, keep, seed)} | report
+    return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
+
+
+def _attentive(tables: Mapping[str, Table], readable: Mapping[str, Pretrained], plan: attentive.Recipe,
+               classes: Sequence[str], keep: Path | None, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, table in tables.items():
+        model = readable.get(name, readable["trained"]).model
+        heads = attentive.heads_for(model.width, plan.heads, model.heads)
+        level = plan.level % model.levels if name in readable else 0
+        fitted = attentive.evaluate(table, model.tokens, replace(plan, level=level), heads, seed=seed)
+        found[name] = plain(fitted.score)
+        if name == "trained":
+            found["trained"] |= {"heads": heads, "depth": plan.depth, "epochs": plan.epochs, "tokens": plan.of}
+            labels = tuple(classes[i] if i < len(classes) else str(i) for i in fitted.classes)
+            if keep is not None:
+                save_probe(keep, Probe(fitted.weights, heads, plan.depth, level, plan.of, labels))
+    return found.pop("trained") | found
 
 
 def as_table(report: Mapping[str, Any]) -> Lines:

@@ -3,21 +3,22 @@
 Knows how an encoder is read out, and reads each file once for all readers; never what is fitted to the numbers.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from cora import config
-from cora.measure.baselines import motion_energy, pixels
+from cora.measure.baselines import motion_energy, patch_pixels, pixels
 from cora.measure.table import Table
 from cora.nets.hierarchy import build
-from cora.store import checkpoint
+from cora.store import exchange, weights
 from cora.store.weights import Pretrained
-from cora.train import initialise, readout
 from cora.video.clips import views
 from cora.video.codec import VideoError
 from cora.video.ledger import Ledger
@@ -26,6 +27,8 @@ from cora.video.manifest import Clip, Manifest
 Clips = UInt8[np.ndarray, "B T S S 3"]
 Reader = Callable[[Clips], Float[np.ndarray, "L B F"]]
 """What a baseline or an encoder says of a batch of clips, level by level."""
+Of = Literal["whole", "change"]
+"""Tokens as they are, or without their mean over time at the same place."""
 BATCH = 32
 
 
@@ -62,6 +65,32 @@ def per_token(encoder: Pretrained) -> Reader:
     return lambda video: np.asarray(encoder(video)).reshape(encoder.model.levels, len(video), -1)
 
 
+def tokens(encoder: Pretrained, level: int, of: Of) -> Reader:
+    """Returns the reader of one level's tokens, whole or without their mean over time; F is N D."""
+    steps = encoder.model.grid[0]
+    return lambda video: _changing(np.asarray(encoder(video))[level], steps, of)
+
+
+def pixel_tokens(model: config.Model, of: Of) -> Reader:
+    """Returns the reader of a clip's patches as tokens of the encoder's width, grey and shrunk to fit; F is N D.
+
+    A token ends in its place in the grid, one-hot along each axis, where that fits too: an encoder's positions.
+    """
+
+    def read(video: Clips) -> Float[np.ndarray, "1 B F"]:
+        patches = patch_pixels(video, model.tubelet, model.patch, model.width)
+        return _changing(patches, model.grid[0], of)
+
+    return read
+
+
+def _changing(z: Float[np.ndarray, "B N D"], steps: int, of: Of) -> Float[np.ndarray, "1 B F"]:
+    if of == "change":
+        apart = z.reshape(len(z), steps, -1)
+        z = apart - apart.mean(1, keepdims=True)
+    return z.reshape(1, len(z), -1)
+
+
 def ordered_pixels(video: Clips) -> Float[np.ndarray, "1 B F"]:
     """Returns the pixel baseline: eight ordered grey frames."""
     return pixels(video)[None]
@@ -73,11 +102,16 @@ def motion(video: Clips) -> Float[np.ndarray, "1 B F"]:
 
 
 def trained(path: Path) -> tuple[config.Pretrain, Pretrained]:
-    """Returns (config, frozen encoder) of a run folder's latest checkpoint or of one step folder."""
-    settings = checkpoint.config_of(path)
-    network = build(settings.model)
-    _, state = checkpoint.read_state(path, jax.eval_shape(lambda: initialise(network, settings)))
-    return settings, Pretrained(settings.model, readout(state, settings.target))
+    """Returns (config, frozen encoder) of a run folder's latest checkpoint, of one step folder, or of a native or
+    Hugging Face folder (whose corpus then has the default sampling, unless its record says another)."""
+    if weights.kind(path) == "run":
+        settings, step, params, encoder = weights.read_run(path)
+        record = exchange.record_of(path, settings, step)
+        return settings, Pretrained(settings.model, encoder, params.predictors, settings.learn, record)
+    found = weights.load(path)
+    if "config" in found.record:
+        return config.from_json(config.Pretrain, json.dumps(found.record["config"])), found
+    return config.Pretrain(model=found.model, learn=found.learn), found
 
 
 def untrained(settings: config.Pretrain) -> Pretrained:

@@ -46,11 +46,11 @@ class Score(NamedTuple):
     ci_over: Literal["groups", "clips"]
     """What the interval resamples; clips where there are fewer than three test groups."""
     level: int
-    """Chosen on held-out training groups; from 0."""
+    """Chosen on held-out training groups, or by the reader of an attentive probe; from 0."""
     per_level: tuple[float, ...]
-    """Test accuracy of each level at its own setting."""
-    settings: tuple[Number, ...]
-    """C or k of each level, chosen on held-out training groups."""
+    """Test accuracy of each level at its own setting; an attentive probe reads but one."""
+    settings: tuple[Number | tuple[Number, Number], ...]
+    """C, k, or (learning rate, weight decay) of each level, chosen on held-out training groups."""
     held_out: tuple[float, ...]
     """Accuracy of each level on held-out training groups, at its setting."""
 
@@ -97,11 +97,7 @@ def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare |
         raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
     table = settle_split(table, seed)
     train, test = table.split == "train", table.split == "test"
-    label, group = table.label[train], table.group[train]
-    if len(np.unique(label)) < 2 or len(label) < 3:
-        raise ValueError(f"{len(label)} training clips in {len(np.unique(label))} class(es): "
-                         "to hold some out, at least 3 clips in 2 classes are needed")
-    fold = folds(label, group, seed)
+    label, fold = table.label[train], training_folds(table, seed)
     predict, grid = METHODS[method]
     if method == "knn":
         grid = tuple(k for k in grid if k <= len(label) - np.bincount(fold).max())
@@ -119,7 +115,10 @@ def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare |
 
 def plain(score: Score) -> dict[str, Any]:
     """Returns the score as JSON holds it."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in score._asdict().items()}
+    def bare(value: Any) -> Any:
+        return [bare(one) for one in value] if isinstance(value, tuple) else value
+
+    return {name: bare(value) for name, value in score._asdict().items()}
 
 
 def _level(x: np.ndarray, label: np.ndarray, fold: np.ndarray, x_test: np.ndarray, prepare: "Prepare",
@@ -250,6 +249,17 @@ def folds(label: Int[np.ndarray, "n"], group: np.ndarray, seed: int) -> Int[np.n
     """Returns the fold in which each training row is held out: at most FOLDS, groups whole, classes balanced."""
     count = min(FOLDS, len(np.unique(units(group))))
     return divide(label, group, [1.0] * count, seed)
+
+
+def training_folds(table: Table, seed: int) -> Int[np.ndarray, "n"]:
+    """Returns `folds` of the training rows of a settled table. Raises ValueError if there are too few to hold any out.
+    """
+    train = table.split == "train"
+    label, group = table.label[train], table.group[train]
+    if len(np.unique(label)) < 2 or len(label) < 3:
+        raise ValueError(f"{len(label)} training clips in {len(np.unique(label))} class(es): "
+                         "to hold some out, at least 3 clips in 2 classes are needed")
+    return folds(label, group, seed)
 
 
 def split_rows(label: Int[np.ndarray, "n"], group: np.ndarray, seed: int) -> np.ndarray:

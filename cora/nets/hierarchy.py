@@ -4,7 +4,8 @@ All levels have the same shape, so their parameters are stacked along a leading 
 them. Stacked in a row and ended by the last norm they are exactly a V-JEPA 2 encoder.
 """
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from cora import config
 from cora.nets import vit
-from cora.pc import targets
+from cora.pc import regularise, targets
 from cora.types import Encoder, Key, Level, Masks, Network, Params, Tree
 
 # ImageNet's channel statistics, which V-JEPA 2 and its Hugging Face processor use, scaled to pixels of 0 to 255.
@@ -20,30 +21,17 @@ MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
-def build(model: config.Model, target: config.Target | None = None) -> Network:
-    """Returns the network of this config; `target` (by default V-JEPA's) matters to its energies alone."""
-    target = target or config.Target()
-    stack = vit.Stack(model.blocks, model.heads, model.mlp_ratio, model.grid, model.rope)
-    inner = vit.Stack(model.predictor_depth, model.predictor_heads, model.mlp_ratio, model.grid, model.rope)
-    embed, norm = vit.Embed(model.width), vit.Norm()
-    predictor = vit.Predictor(model.predictor_width, model.width, inner)
-    channels = model.tubelet * model.patch**2 * 3
-    one = jnp.zeros((1, 1), jnp.int32)
-
-    def init_level(key: Key) -> Tree:
-        z = jnp.zeros((1, 1, model.width))
-        return {"blocks": stack.init(key, z, one)["params"], "norm": norm.init(key, z)["params"]}
-
-    def init(key: Key) -> Params:
-        embed_key, level_key, predictor_key = jax.random.split(key, 3)
-        z = jnp.zeros((1, 1, model.width))
-        return Params(
-            Encoder(
-                embed.init(embed_key, jnp.zeros((1, 1, channels)))["params"],
-                jax.vmap(init_level)(jax.random.split(level_key, model.levels)),
-            ),
-            jax.vmap(lambda k: predictor.init(k, z, one, one)["params"])(jax.random.split(predictor_key, model.levels)),
-        )
+def build(
+    model: config.Model, target: config.Target | None = None, learn: config.Learn | None = None
+) -> Network:
+    """Returns the network of this config; `target` (by default V-JEPA's) matters to its energies alone, `learn` to its
+    predictors (by default one a level) and prior."""
+    target, learn = target or config.Target(), learn or config.Learn()
+    style = vit.Style(model.heads, model.grid, model.mlp_ratio, model.rope, model.rope_grid, model.attention,
+                      model.dtype, model.remat)
+    stack, norm = vit.Stack(model.blocks, style), vit.Norm()
+    error = targets.error(target)
+    embed, predictor = vit.Embed(model.width, model.dtype), _predictor(model, learn, style)
 
     def encode(tree: Tree, z: Float[Array, "B K D"], ids: Int[Array, "B K"]) -> Float[Array, "B K D"]:
         return vit.apply(stack, tree["blocks"], z, ids)
@@ -51,40 +39,80 @@ def build(model: config.Model, target: config.Target | None = None) -> Network:
     def normed(tree: Tree, z: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
         return vit.apply(norm, tree["norm"], z)
 
-    return Network(
-        embed=lambda tree, patches: vit.apply(embed, tree, patches),
-        encode=encode,
-        norm=normed,
-        goal=targets.of(target, model.grid[0]),
-        level=_level(encode, normed, predictor, targets.ERRORS[target.error], model.levels),
-        init=init,
-        patches=lambda clips: vit.patchify(standardise(clips), model.tubelet, model.patch),
-    )
-
-
-def _level(encode: Callable, normed: Callable, predictor: vit.Predictor, error: targets.Error, count: int) -> Level:
-    """The level as the energy sees it: one state, readout and goal a kind of mask."""
+    def predict(tree: Tree, z: Array, masks: Masks, kind: int, above: Array | None = None) -> Any:
+        return vit.apply(predictor, tree, z, masks.context, masks.target, kind, above)
 
     def up(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
         return [encode(tree[0], x, m.context) for x, m in zip(z, masks, strict=True)]
 
     def across(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
-        return [vit.apply(predictor, tree[1], normed(tree[0], x), m.context, m.target)
-                for x, m in zip(z, masks, strict=True)]
+        return [predict(tree[1], normed(tree[0], x), m, i) for i, (x, m) in enumerate(zip(z, masks, strict=True))]
 
     def judge(guess: list[Array], goal: list[Array]) -> Float[Array, " B"]:
         return jnp.mean(jnp.stack([error(g, t) for g, t in zip(guess, goal, strict=True)]), axis=0)
 
-    return Level(up, across, judge, repeat=count)
+    return Network(
+        embed=lambda tree, patches: vit.apply(embed, tree, patches),
+        encode=encode,
+        norm=normed,
+        goal=targets.of(target, model.grid[0]),
+        predict=predict,
+        prior=regularise.prior(learn) if learn.prior else None,
+        level=Level(up, across, judge, repeat=model.levels),
+        init=partial(_init, model, learn, embed, stack, norm, predictor),
+        patches=lambda clips: vit.patchify(standardise(clips), model.tubelet, model.patch),
+    )
 
 
-def standardise(clips: UInt8[Array, "B T S S 3"]) -> Float[Array, "B T S S 3"]:
+def _predictor(model: config.Model, learn: config.Learn, style: vit.Style) -> vit.Predictor:
+    style = style._replace(heads=model.predictor_heads, mlp_ratio=model.predictor_mlp_ratio)
+    fused = model.levels if learn.rule == "dense" else 0
+    return vit.Predictor(model.predictor_width, model.width, vit.Stack(model.predictor_depth, style),
+                         model.mask_tokens, fused)
+
+
+def _init(
+    model: config.Model, learn: config.Learn, embed: vit.Embed, stack: vit.Stack, norm: vit.Norm,
+    predictor: vit.Predictor, key: Key,
+) -> Params:
+    embed_key, level_key, predictor_key = jax.random.split(key, 3)
+    channels = model.tubelet * model.patch**2 * 3
+    one, z = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, model.width))
+    wide = jnp.zeros((1, 1, model.width * max(1, predictor.fused)))
+
+    def level(key: Key, index: Int[Array, ""]) -> Tree:
+        blocks = stack.init(key, z, one)["params"]
+        if model.scaled_init:
+            blocks = _scaled(blocks, index * model.blocks)
+        return {"blocks": blocks, "norm": norm.init(key, z)["params"]}
+
+    def ahead(key: Key) -> Tree:
+        tree = predictor.init(key, wide, one, one, 0, z if learn.top_down else None)["params"]
+        return {**tree, "stack": _scaled(tree["stack"], jnp.zeros((), jnp.int32))} if model.scaled_init else tree
+
+    levels = jax.vmap(level)(jax.random.split(level_key, model.levels), jnp.arange(model.levels))
+    predictors = jax.vmap(ahead)(jax.random.split(predictor_key, learn.predictors or model.levels))
+    return Params(Encoder(embed.init(embed_key, jnp.zeros((1, 1, channels)))["params"], levels), predictors)
+
+
+def _scaled(blocks: Tree, below: Int[Array, ""]) -> Tree:
+    """Divides what block i (from 1, `below` of them in lower levels) adds to the residual stream by sqrt(2 i)."""
+
+    def scale(path: tuple, leaf: Array) -> Array:
+        block, layer = path[0].key, path[1].key
+        depth = below + int(block.removeprefix("block")) + 1
+        return leaf / jnp.sqrt(2.0 * depth) if layer in ("proj", "fc2") else leaf
+
+    return jax.tree_util.tree_map_with_path(scale, blocks)
+
+
+def standardise(clips: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T H W 3"]:
     """Returns the clips with ImageNet's channel mean 0 and standard deviation 1, as V-JEPA 2 expects them."""
     mean, std = (jnp.array(x, jnp.float32).reshape(1, 1, 1, 1, 3) for x in (MEAN, STD))
     return (clips.astype(jnp.float32) - mean) / std
 
 
-def latents(network: Network, encoder: Encoder, clips: UInt8[Array, "B T S S 3"]) -> Float[Array, "L B N D"]:
+def latents(network: Network, encoder: Encoder, clips: UInt8[Array, "B T H W 3"]) -> Float[Array, "L B N D"]:
     """Returns the normed latents of every level for whole clips: what a frozen encoder is read by."""
     patches = network.patches(clips)
     ids = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])

@@ -33,18 +33,26 @@ def change(frames: int) -> Goal:
     return goal
 
 
-def absolute(predicted: Float[Array, "B M D"], target: Float[Array, "B M D"]) -> Float[Array, " B"]:
-    """Returns every clip's mean of |t - g| over tokens and channels (V-JEPA's L1)."""
-    return jnp.mean(jnp.abs(target - predicted), axis=(1, 2))
+def smooth(gap: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns gap²/2 where |gap| < 1 and |gap| - 1/2 elsewhere (smooth L1)."""
+    size = jnp.abs(gap)
+    return jnp.where(size < 1, jnp.square(size) / 2, size - 0.5)
 
 
-def squared(predicted: Float[Array, "B M D"], target: Float[Array, "B M D"]) -> Float[Array, " B"]:
-    """Returns every clip's half mean of (t - g)² over tokens and channels: a Gaussian energy of unit precision."""
-    return jnp.mean(jnp.square(target - predicted), axis=(1, 2)) / 2
+def squared(gap: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns gap²/2: a Gaussian energy of unit precision."""
+    return jnp.square(gap) / 2
 
 
+PENALTIES: dict[str, Callable[[Array], Array]] = {"absolute": jnp.abs, "smooth": smooth, "squared": squared}
+"""ρ of every number of t - g; `absolute` is V-JEPA's."""
 Error = Callable[[Float[Array, "B M D"], Float[Array, "B M D"]], Float[Array, " B"]]
-ERRORS: dict[str, Error] = {"absolute": absolute, "squared": squared}
+
+
+def error(target: config.Target) -> Error:
+    """Returns (predicted g, target t) -> every clip's mean of ρ(t - g) over tokens and channels."""
+    penalty = PENALTIES[target.error]
+    return lambda predicted, goal: jnp.mean(penalty(goal - predicted), axis=(1, 2))
 
 
 def of(target: config.Target, frames: int) -> Goal:

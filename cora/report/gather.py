@@ -18,7 +18,6 @@ from cora.report.material import Gallery
 from cora.store import record
 from cora.store.checkpoint import CheckpointError
 from cora.train import corpus_of
-from cora.types import Masks
 from cora.video.clips import views
 from cora.video.codec import VideoError
 from cora.video.manifest import Clip
@@ -93,11 +92,5 @@ def _readable(settings: config.Pretrain, count: int) -> list[tuple[Clip, np.ndar
 def _tokens(settings: config.Pretrain, clips: int) -> dict[str, Int[np.ndarray, "V t h w"]]:
     """Returns kind -> state of every token (0 neither, 1 context, 2 target) under masks as the run draws them."""
     grid = settings.model.grid
-    states = {}
-    for number, (kind, blocks) in enumerate(masks.kinds(settings.mask, grid).items()):
-        drawn: Masks = masks.sample(jax.random.key(number), blocks, clips)
-        state = np.zeros((clips, int(np.prod(grid))), np.int32)
-        np.put_along_axis(state, np.asarray(drawn.context), 1, axis=1)
-        np.put_along_axis(state, np.asarray(drawn.target), 2, axis=1)
-        states[kind] = state.reshape(clips, *grid)
-    return states
+    return {name: masks.states(masks.sample(jax.random.key(number), kind, clips), grid)
+            for number, (name, kind) in enumerate(masks.kinds(settings.mask, grid).items())}

@@ -19,10 +19,12 @@ COLUMNS = 8
 """At most so many moments of a clip are shown."""
 TINT = (250, 170, 60)
 """Of predicted tokens; they are grey below it."""
-METHODS = {"linear": "Linear classifier", "knn": "Nearest neighbours"}
+METHODS = {"linear": "Linear classifier", "knn": "Nearest neighbours", "attentive": "Attentive probe"}
 SETTLING = {"backprop_cosine": "Cosine to backprop", "backprop_ratio": "Norm ratio to backprop",
             "energy_last": "Energy per clip, settled", "error_norm": "Norm of the state errors"}
-KINDS = {"short": "Short mask: many small blocks", "long": "Long mask: few large blocks"}
+KINDS = {"short": "Short mask: many small blocks", "long": "Long mask: few large blocks",
+         "tube": "Tube mask: random places, for the whole clip", "random": "Random mask: single tokens",
+         "future": "Future mask: all that comes later"}
 
 
 # ----------------------------------------------------------------------------------------------------------- HTML
@@ -228,8 +230,11 @@ def levels(material: Material) -> Section:
     title, probe = "Level by level", material.gallery.probe
     if probe is None:
         return Section("levels", title, paragraph("This needs the probe; see the first section.", "missing"))
+    every = [(name, s) for name, s in methods(probe) if s["level"] < len(s["per_level"])]
+    if not every:
+        return Section("levels", title, paragraph("The attentive probe reads one level alone: see above.", "note"))
     panels = [figures.ByLevel(name, np.array(s["per_level"], float), np.array(s["random"]["per_level"], float),
-                              float(s["pixels"]["accuracy"]), s["level"]) for name, s in methods(probe)]
+                              float(s["pixels"]["accuracy"]), s["level"]) for name, s in every]
     ends = "; ".join(f"{p.title}: {', '.join(percent(x) for x in p.trained)}" for p in panels)
     body = paragraph("Test accuracy of every level. The level of the headline was chosen on training clips, so it need "
                      "not be the highest point here.", "lead")

@@ -61,6 +61,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=save_every, create=True)
         self._manager = ocp.CheckpointManager((workdir / STEPS).absolute(), options=options)
 
+    def empty(self) -> bool:
+        """Returns whether nothing was saved yet."""
+        return self._manager.latest_step() is None
+
     def due(self, step: int) -> bool:
         """Returns whether a checkpoint of this step should be saved now."""
         return self._manager.latest_step() != step and self._manager.should_save(step)
@@ -85,11 +89,20 @@ class Checkpoints:
 
 
 def read_state(path: Path, like: State) -> tuple[int, State]:
-    """Returns (step, state) of a run folder's latest checkpoint, or of one step folder."""
+    """Returns (step, state) of a run folder's latest checkpoint, or of one step folder; `like` may be a part of it.
+
+    Names of fields and keys must be those of what was saved; what `like` lacks, the optimiser's state as a rule, is
+    not read.
+    """
     root, step = run_of(path) / STEPS, int(path.name) if path.parent.name == STEPS else None
+    if not root.is_dir():
+        raise CheckpointError(f"{path}: no checkpoint; give the --workdir of a `cora pretrain` or a step folder")
     with ocp.CheckpointManager(root.absolute()) as manager:
         step = manager.latest_step() if step is None else step
-        if step is None or not root.is_dir():
+        if step is None:
             raise CheckpointError(f"{path}: no checkpoint; give the --workdir of a `cora pretrain` or a step folder")
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return step, manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))["state"]
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+        part = ocp.args.PyTreeRestore(item=shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+                                      partial_restore=True)
+        return step, manager.restore(step, args=ocp.args.Composite(state=part))["state"]

@@ -6,13 +6,14 @@ proved unreadable before. Hence a saved iterator resumes exactly.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import grain
+import grain.experimental
 import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
@@ -23,16 +24,18 @@ from cora.video.ledger import CorpusError, Ledger
 from cora.video.manifest import Manifest
 from cora.video.source import Opened, Source, files, resize, shrink
 
-Video = UInt8[np.ndarray, "T S S 3"]
+Video = UInt8[np.ndarray, "T H W 3"]
+Size = int | tuple[int, int]
+"""Height and width of a clip in pixels; one number for a square."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom of a crop in pixels of the frame."""
 
 
 def clips(
-    manifest: Manifest, corpus: Corpus, *, frames: int, size: int, batch: int, seed: int, ledger: Ledger,
+    manifest: Manifest, corpus: Corpus, *, frames: int, size: Size, batch: int, seed: int, ledger: Ledger,
     shard: tuple[int, int] = (0, 1),
 ) -> grain.IterDataset:
-    """Returns an endless dataset of {"video": uint8 [B T S S 3], "label": int32 [B], "index": int32 [B]}.
+    """Returns an endless dataset of {"video": uint8 [B T H W 3], "label": int32 [B], "index": int32 [B]}.
 
     `index` is the clip's place in the manifest and `label` -1 where there is none. Process i of n passes `shard` (i, n)
     and has every n-th clip to itself. Every epoch is a new permutation; every visit cuts another clip. `iter` of the
@@ -42,6 +45,33 @@ def clips(
     An unreadable file goes to the ledger and its place to another clip of the shard, drawn by that place's own random
     numbers. While iterating, CorpusError is raised once more than `corpus.max_bad` of the files are unreadable.
     """
+    return _batches(_elements(manifest, corpus, frames, size, seed, ledger, shard), corpus, batch)
+
+
+def mixed(
+    sources: Sequence[tuple[Manifest, Corpus]], *, frames: int, size: Size, batch: int, seed: int, ledger: Ledger,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.IterDataset:
+    """Returns as `clips` a dataset of several corpora, each with its `weight` in the long run, and of any order.
+
+    Threads and workers are those of the first corpus.
+    """
+    own = [_elements(manifest, corpus, frames, size, seed + i, ledger, shard)
+           for i, (manifest, corpus) in enumerate(sources)]
+    total = sum(corpus.weight for _, corpus in sources)
+    whole = grain.MapDataset.mix(own, [corpus.weight / total for _, corpus in sources]) if len(own) > 1 else own[0]
+    return _batches(whole, sources[0][1], batch)
+
+
+def together(datasets: Sequence[grain.IterDataset]) -> grain.IterDataset:
+    """Returns the dataset whose elements are tuples of one batch of each, with one state for all."""
+    return grain.experimental.ZipIterDataset(datasets)
+
+
+def _elements(
+    manifest: Manifest, corpus: Corpus, frames: int, size: Size, seed: int, ledger: Ledger, shard: tuple[int, int]
+) -> grain.MapDataset:
+    """Returns the endless dataset of single clips."""
     number, shards = shard
     if not 0 <= number < shards <= len(manifest.clips):
         raise ValueError(f"shard = {shard!r}: must be (i, n) with 0 <= i < n <= {len(manifest.clips)} clips")
@@ -53,15 +83,19 @@ def clips(
 
     # Sliced before it is shuffled, so that the shards stay disjoint through all epochs.
     own = grain.MapDataset.range(places.start, places.stop, places.step).seed(_seed(seed, number))
+    return own.shuffle().repeat().random_map(cut)
+
+
+def _batches(elements: grain.MapDataset, corpus: Corpus, batch: int) -> grain.IterDataset:
     reading = grain.ReadOptions(num_threads=corpus.threads, prefetch_buffer_size=max(corpus.threads, 2 * batch))
-    batches = own.shuffle().repeat().random_map(cut).to_iter_dataset(reading).batch(batch, drop_remainder=True)
+    batches = elements.to_iter_dataset(reading).batch(batch, drop_remainder=True)
     if not corpus.workers:
         return batches
     flags.FLAGS.mark_as_parsed()  # grain's workers read a flag, which absl forbids before its own parsing
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=corpus.workers))
 
 
-def views(path: Path | str, corpus: Corpus, *, frames: int, size: int, count: int) -> UInt8[np.ndarray, "V T S S 3"]:
+def views(path: Path | str, corpus: Corpus, *, frames: int, size: Size, count: int) -> UInt8[np.ndarray, "V T H W 3"]:
     """Returns `count` clips of one file without chance: windows evenly spaced (one: the middle), the picture's centre.
 
     Frames are spaced as `corpus.sampling` says; under `span` every window is the whole file, read at another phase.
@@ -76,8 +110,9 @@ def views(path: Path | str, corpus: Corpus, *, frames: int, size: int, count: in
     video = codec.read(path, needed)
     if corpus.pack:
         video = shrink(video, corpus.pack)
-    box = _centre(video.shape[1], video.shape[2], corpus.crop_aspect)
-    return resize(video, box, size, size)[where.reshape(numbers.shape)]
+    high, wide = (size, size) if isinstance(size, int) else size
+    box = _centre(video.shape[1], video.shape[2], corpus.crop_aspect, wide / high)
+    return resize(video, box, high, wide)[where.reshape(numbers.shape)]
 
 
 # ------------------------------------------------------------------------------------------------- one training clip
@@ -119,13 +154,14 @@ def _lazy_permutation(count: int, rng: np.random.Generator) -> Iterator[int]:
     yield from map(int, rng.permutation(count))
 
 
-def _cut(corpus: Corpus, frames: int, size: int, film: Opened, rng: np.random.Generator) -> Video:
+def _cut(corpus: Corpus, frames: int, size: Size, film: Opened, rng: np.random.Generator) -> Video:
     """Returns one random clip: a window in time, one crop for all its frames, perhaps mirrored."""
     numbers = _numbers(film.info, corpus, frames, rng.uniform(), rng.uniform(*corpus.span))
-    box = _crop(film.info.height, film.info.width, corpus.crop_scale, corpus.crop_aspect, rng)
+    high, wide = (size, size) if isinstance(size, int) else size
+    box = _crop(film.info.height, film.info.width, corpus.crop_scale, corpus.crop_aspect, wide / high, rng)
     mirrored = corpus.flip and rng.uniform() < 0.5
     needed, where = np.unique(numbers, return_inverse=True)
-    video = resize(film.read(needed), box, size, size)[where]
+    video = resize(film.read(needed), box, high, wide)[where]
     return np.ascontiguousarray(video[:, :, ::-1]) if mirrored else video
 
 
@@ -143,25 +179,27 @@ def _numbers(info: codec.VideoInfo, corpus: Corpus, frames: int, place: float, p
 
 
 def _crop(
-    height: int, width: int, scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+    height: int, width: int, scale: tuple[float, float], aspect: tuple[float, float], shape: float,
+    rng: np.random.Generator,
 ) -> Box:
     """Returns a box of random area (fraction of the frame) and aspect (log-uniform), as Inception's training crop.
 
+    `aspect` is that of the box relative to the clip's own, `shape` = width / height: by how much pictures are squeezed.
     Where ten draws do not fit into the frame, it is the centre's largest box of a legal aspect. (Szegedy et al. 2015)
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        ratio = shape * math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if w <= width and h <= height:
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
             return left, top, left + w, top + h
-    return _centre(height, width, aspect)
+    return _centre(height, width, aspect, shape)
 
 
-def _centre(height: int, width: int, aspect: tuple[float, float]) -> Box:
-    """Returns the largest centred box whose aspect, or its reciprocal, lies within `aspect`."""
-    low, high = min(aspect[0], 1 / aspect[1]), max(aspect[1], 1 / aspect[0])
+def _centre(height: int, width: int, aspect: tuple[float, float], shape: float) -> Box:
+    """Returns the largest centred box whose aspect relative to `shape`, or its reciprocal, lies within `aspect`."""
+    low, high = shape * min(aspect[0], 1 / aspect[1]), shape * max(aspect[1], 1 / aspect[0])
     w, h = min(width, height * high), min(height, width / low)
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h

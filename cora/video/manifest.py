@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""Clips of one frame; in a folder they count only where it holds no video, whose thumbnails they might be."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
           "dev": "val", "test": "test", "testing": "test"}
 """Names under which splits go about, and ours."""
@@ -235,7 +237,8 @@ def _something(path: Path) -> Iterable[Clip]:
 
 def _folders(path: Path) -> Iterable[Clip]:
     """root/split/class/clip, root/class/clip, root/split/clip or root/clip; one class alone is no label."""
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES + IMAGES and not f.name.startswith("."))
+    files = [f for f in found if f.suffix.lower() in SUFFIXES] or found
     above = [f.relative_to(path).parts[:-1] for f in files]
     splits = [SPLITS.get(folders[0].lower(), "") if folders else "" for folders in above]
     if not all(splits):

@@ -1,0 +1,88 @@
+"""What a run hides of its clips, and how its weights move: two sections of a config (cora/config.py)."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cora.schema import fraction, positive, require, span
+
+Kind = Literal["short", "long", "tube", "random", "future"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Which tokens of a clip are hidden, once for each of `kinds`; all of them share one pass of the teacher.
+
+    A pair says which fractions of a clip's tokens are (seen, predicted): exactly so many, whatever was drawn, so that
+    shapes are static.
+    """
+
+    kinds: tuple[Kind, ...] = ("short", "long")
+    """Hidden are many small blocks (`short`), few large ones (`long`) or random places (`tube`), for the whole clip;
+    `random` single tokens; all that comes later than `cut` (`future`). A kind may be named more than once."""
+    compat: Literal["uniform", "meta"] = "uniform"
+    """Which tokens of blocks are kept: random ones, or as Meta does the first ones, with one size of block a batch."""
+    short: tuple[float, float] = (0.25, 0.5)
+    long: tuple[float, float] = (0.1, 0.7)
+    tube: tuple[float, float] = (0.25, 0.75)
+    random: tuple[float, float] = (0.25, 0.75)
+    future: tuple[float, float] = (1.0, 1.0)
+    """Of what lies before the cut, and of what lies after it."""
+    cut: float = 0.5
+    """Fraction of the clip's time steps that a future mask lets see."""
+    short_blocks: int = 8
+    short_scale: float = 0.15
+    """Area of one short block as a fraction of the frame."""
+    long_blocks: int = 2
+    long_scale: float = 0.7
+    aspect: tuple[float, float] = (0.75, 1.5)
+
+    def __post_init__(self) -> None:
+        positive("mask", self, "short_blocks", "long_blocks")
+        require(bool(self.kinds), "mask.kinds", self.kinds, "must name a kind; nearest: ('short',)")
+        span("mask.aspect", self.aspect, 0.1, 10.0)
+        for name in ("short_scale", "long_scale", "cut"):
+            fraction(f"mask.{name}", getattr(self, name))
+        for name in KINDS:
+            seen, asked = getattr(self, name)
+            fraction(f"mask.{name}", seen)
+            fraction(f"mask.{name}", asked)
+            require(seen + asked <= 1 or name == "future", f"mask.{name}", (seen, asked),
+                    f"must not sum to more than 1; nearest: {(seen, round(1 - seen, 6))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW; weight decay spares biases, scales and the mask tokens. The schedules are in cora/pc/schedules.py."""
+
+    schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
+    """Of the learning rate: `cosine` from `lr` to `lr_end` or `constant`, both after a warm-up from `lr_start`;
+    `cooldown`: a line from `lr` to `lr_end`."""
+    lr: float = 1e-3
+    lr_start: float = 0.0
+    lr_end: float = 1e-5
+    warmup: float = 0.1
+    """Fraction of the steps in which the learning rate rises."""
+    stretch: float = 1.0
+    """Schedules are laid out for so many times the steps, of which the last are never run (V-JEPA: 1.25)."""
+    weight_decay: float = 0.05
+    weight_decay_end: float | None = None
+    """At the last step, along a cosine; None: as at the first."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 0.0
+    """Largest norm of the gradient of all levels together, which one factor then shortens alike; 0: any."""
+
+    def __post_init__(self) -> None:
+        positive("optim", self, "lr", "eps")
+        for name in ("lr_start", "lr_end"):
+            require(0 <= getattr(self, name) <= self.lr, f"optim.{name}", getattr(self, name),
+                    f"must lie in [0, optim.lr = {self.lr}]")
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "must lie in [0, 1)")
+        require(self.stretch >= 1, "optim.stretch", self.stretch, "must be at least 1; nearest: 1.0")
+        for name in ("weight_decay", "weight_decay_end", "clip"):
+            require((getattr(self, name) or 0) >= 0, f"optim.{name}", getattr(self, name),
+                    "must not be negative; nearest: 0.0")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must lie in [0, 1)")

@@ -1,0 +1,204 @@
+"""What `cora export` and `cora import` do: write, read back, compare; and the words that go with weights.
+
+A native folder holds all that pretraining can go on from; a Hugging Face folder what VJEPA2Model has a place for, with
+a trained attentive probe VJEPA2ForVideoClassification; a StableHLO folder a program.
+"""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cora import config
+from cora.schema import require
+from cora.store import checkpoint, hugging_face, meta, onnx_file, stablehlo, torch_file, weights
+from cora.store.probes import Probe, load_probe, save_probe, tree_of
+from cora.store.weights import Pretrained, WeightsError
+
+Format = Literal["native", "hf", "stablehlo", "onnx"]
+PACKAGES = ("cora", "jax", "flax", "optax", "numpy")
+PATHS = (("corpus", "path"), ("target", "start"), ("run", "start"))
+
+
+class Compared(NamedTuple):
+    """Largest differences between what was written and what was read back; the latents are of a random clip."""
+
+    weights: float | None
+    """None where they are inside a program."""
+    latents: float
+
+
+def record_of(ckpt: Path, settings: config.Pretrain, step: int) -> dict[str, Any]:
+    """Returns what is known of a run, as it goes with its weights: config (of paths their names only), step, versions
+    and the probes' accuracies, where the run has been probed."""
+    whole = json.loads(config.to_json(settings))
+    for section, field in PATHS:
+        whole[section][field] = Path(whole[section][field]).name
+    record = {"config": whole, "step": step, "versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
+    probe = checkpoint.run_of(ckpt) / "probe.json"
+    if probe.is_file():
+        scores = {name: row for name, row in json.loads(probe.read_text()).items() if isinstance(row, dict)}
+        keys = ("accuracy", "ci95", "level")
+        record["probe"] = {name: {key: row[key] for key in keys if key in row}
+                           | {f"{other}_accuracy": row[other]["accuracy"] for other in ("random", "pixels")
+                              if other in row} for name, row in scores.items() if "accuracy" in row}
+    return record
+
+
+def write(ckpt: Path, out: Path, encoder: Pretrained, form: Format = "native", probe: bool = False) -> Compared:
+    """Writes a checkpoint's encoder into the folder `out`, reads it back and returns the largest differences.
+
+    `probe` takes the attentive probe along that stands in the run's folder. Raises ConfigError for what the format
+    cannot hold, WeightsError if what was read back differs.
+    """
+    require(not probe or form == "hf", "probe", probe, f"--format {form} has no place for one; nearest: --format hf")
+    if form == "native":
+        gap = weights.save(out, encoder.model, encoder.encoder, encoder.predictors, encoder.learn, encoder.record)
+        return Compared(gap, _gap(encoder, weights.load(out)(_clip(encoder.model))))
+    if form == "hf":
+        return _write_hugging_face(out, encoder, load_probe(checkpoint.run_of(ckpt)) if probe else None)
+    if form == "onnx":
+        onnx_file.write(out, encoder)
+        return Compared(None, _gap(encoder, onnx_file.read(out)(_clip(encoder.model))[1]))
+    stablehlo.write(out, encoder)
+    return Compared(None, _gap(encoder, stablehlo.read(out).call(_clip(encoder.model))[1]))
+
+
+def _clip(model: config.Model) -> UInt8[np.ndarray, "1 T H W 3"]:
+    return np.random.default_rng(0).integers(0, 256, (1, model.frames, *model.sides, 3), np.uint8)
+
+
+def _gap(encoder: Pretrained, again: Any) -> float:
+    """Returns the largest difference of the random clip's last normed latents."""
+    return float(np.max(np.abs(np.asarray(encoder(_clip(encoder.model)))[-1] - np.asarray(again)[-1])))
+
+
+def _write_hugging_face(out: Path, encoder: Pretrained, probe: Probe | None) -> Compared:
+    if encoder.predictors is None:
+        raise WeightsError("the checkpoint holds no predictors, without which transformers would make one at random; "
+                           "export the run again")
+    model = encoder.model
+    arrays = hugging_face.tensors(model, weights.named(encoder.encoder, encoder.predictors))
+    settings = hugging_face.to_config(model)
+    if probe is not None:
+        _fits(model, probe)
+        settings = hugging_face.to_config(model, probe.labels, probe.depth)
+        head = hugging_face.probe_tensors(weights.flatten(probe.weights))
+        arrays = {f"vjepa2.{name}": array for name, array in arrays.items()} | head
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in (("config.json", settings), ("video_preprocessor_config.json", hugging_face.processor(model))):
+        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+    weights.write_arrays(out / "model.safetensors", arrays, {"format": "pt"})
+    (out / "README.md").write_text(card(encoder, probe))
+    again = weights.load(out, model.levels)
+    gap = weights.same(out, arrays, weights.read_folder(out))
+    alike = Pretrained(replace(again.model, dtype=model.dtype, attention=model.attention), again.encoder)
+    return Compared(gap, _gap(encoder, alike(_clip(model))))
+
+
+def _fits(model: config.Model, probe: Probe) -> None:
+    run = "cora probe RUN MANIFEST --method attentive"
+    require(probe.heads == model.heads, "probe.heads", probe.heads,
+            f"Hugging Face's pooler has as many heads as the encoder: `{run} --heads {model.heads}`")
+    require(probe.of == "whole", "probe.tokens", probe.of,
+            f"Hugging Face's pooler reads tokens as they are: `{run} --tokens whole`")
+    require(probe.level == model.levels - 1, "probe.level", probe.level,
+            f"Hugging Face's pooler reads the last level: `{run} --level {model.levels - 1}`")
+
+
+# ---------------------------------------------------------------------------------------------------------- import
+
+
+def bring(
+    source: Path, out: Path, *, levels: int | None = None, heads: int | None = None,
+    predictor_heads: int | None = None, size: int | None = None, frames: int | None = None,
+) -> tuple[Pretrained, Compared]:
+    """Writes a native folder from a Hugging Face folder or a checkpoint file of Meta's, reads it back and compares it
+    with the source: (what was read, largest differences).
+
+    Weights of 16 bits become float32. All but `levels` is for files of Meta's, which do not say it; 256 pixels and 64
+    frames unless given, which rotary positions are free to leave. Raises ConfigError, WeightsError, MetaError or
+    TorchFileError, naming what is wrong.
+    """
+    if source.is_dir():
+        given = {"heads": heads, "predictor_heads": predictor_heads, "size": size, "frames": frames}
+        for name, value in given.items():
+            require(value is None, name, value, f"{source} is a folder, whose config.json says so itself; leave it off")
+        if weights.kind(source) != "hf":
+            raise WeightsError(f"{source}: no Hugging Face folder of a VJEPA2 (config.json with model_type)")
+        found = weights.read_folder(source)
+        model = hugging_face.from_config(json.loads((source / "config.json").read_text()), levels)
+    elif source.is_file():
+        found = meta.tensors(torch_file.read(source))
+        model = meta.model_of(found, levels=levels, heads=heads, predictor_heads=predictor_heads,
+                              size=size or 256, frames=frames or 64)
+    else:
+        raise WeightsError(f"{source}: neither a Hugging Face folder nor a checkpoint file")
+    made = weights.from_tensors(str(source), model, found)
+    weights.save(out, model, made.encoder, made.predictors, made.learn, {"source": source.name})
+    again = weights.load(out)
+    back = hugging_face.tensors(model, weights.named(again.encoder, again.predictors))
+    if "classifier.weight" in found:
+        save_probe(out, _brought_probe(source, model, found))
+        head = hugging_face.probe_tensors(weights.flatten(load_probe(out).weights))
+        back = {f"vjepa2.{name}": array for name, array in back.items()} | head
+    plain = {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
+    return again, Compared(weights.same(out, plain, back), _gap(made, again(_clip(model))))
+
+
+def _brought_probe(source: Path, model: config.Model, found: Mapping[str, np.ndarray]) -> Probe:
+    given = json.loads((source / "config.json").read_text())
+    head = {name: array for name, array in found.items() if not name.startswith("vjepa2.")}
+    names = given.get("id2label") or {}
+    count = len(found["classifier.weight"])
+    labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
+    depth = given.get("num_pooler_layers", hugging_face.DEFAULTS["num_pooler_layers"])
+    tree = tree_of(hugging_face.probe_weights(head))
+    return Probe(tree, model.heads, depth, model.levels - 1, "whole", labels)
+
+
+# ------------------------------------------------------------------------------------------------------------ card
+
+
+def card(encoder: Pretrained, probe: Probe | None) -> str:
+    """Returns the model card: how it is loaded, what it was trained with, what is not in the file."""
+    model, record = encoder.model, encoder.record
+    kind = hugging_face.CLASSIFIER if probe else hugging_face.MODEL
+    parts = [
+        "---\nlibrary_name: transformers\ntags: [video, v-jepa-2, predictive-coding, cora]\n---",
+        f"# A video encoder pretrained by Cora\n\n`{kind}`: {model.levels * model.blocks} blocks of width {model.width}"
+        f", clips of {model.frames} frames of {model.sides[0]} pixels.",
+        "```python\nfrom transformers import AutoVideoProcessor, " + kind + "\n\n"
+        f'processor, model = (cls.from_pretrained("FOLDER") for cls in (AutoVideoProcessor, {kind}))\n'
+        + ('scores = model(**processor(video, return_tensors="pt")).logits\n' if probe else
+           'latents = model(**processor(video, return_tensors="pt"), skip_predictor=True).last_hidden_state\n') + "```",
+        "The processor cuts the middle out of the frame, as V-JEPA 2's does. In training and in Cora's own probes the "
+        f"whole frame was squeezed to {model.sides[0]} pixels a side; for that, call the processor with "
+        f'`size={{"height": {model.sides[0]}, "width": {model.sides[0]}}}, do_center_crop=False`.',
+        _not_here(encoder),
+    ]
+    if record:
+        parts.append("## Training record\n\n```json\n" + json.dumps(record, indent=2) + "\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _not_here(encoder: Pretrained) -> str:
+    if encoder.learn.rule == "dense":
+        return ("## Not in this file\n\nThe predictor: it was trained on all levels' latents at once, for which "
+                "`VJEPA2Model` has no place. Its tensors are zeros: pass `skip_predictor=True`. Nor are the lower "
+                "levels' norms.")
+    told = " What it heard from above, at this level nothing but a bias, is in its mask tokens."
+    return ("## Not in this file\n\nThe lower levels' norms and predictors; the predictor here is the last level's. "
+            f"`cora export RUN OUT` (native) keeps all.{told * encoder.learn.top_down}")
+
+
+def describe(compared: Compared) -> str:
+    """Returns the comparison in words."""
+    weights = "" if compared.weights is None else f"{compared.weights} in the weights, "
+    return f"reloaded and compared, largest difference {weights}{compared.latents:.2g} in the latents of a random clip"
+

@@ -1,0 +1,73 @@
+"""A trained attentive probe in its run's folder: what is needed to classify new clips, or to export it.
+
+`probe_attentive.json` holds the choices and the class names, `probe_attentive.safetensors` the weights under the paths
+of their tree (`pooler.cross_attention_layer.layer_norm1.scale`).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from cora.store.weights import WeightsError, read_arrays, write_arrays
+from cora.types import Tree
+
+FORMAT = "cora-attentive-probe-1"
+NAME = "probe_attentive"
+
+
+class Probe(NamedTuple):
+    """A classifier of the tokens of one level of an encoder."""
+
+    weights: Tree
+    """Of `cora.nets.pooler.Classifier`."""
+    heads: int
+    """Hugging Face has no number of its own for the probe: it must be the encoder's there."""
+    depth: int
+    """Self-attention layers before the query."""
+    level: int
+    """Whose tokens it reads; from 0."""
+    of: Literal["whole", "change"]
+    """Whether it reads the tokens as they are or without their mean over time."""
+    labels: tuple[str, ...]
+    """Name of each class, in the order of the outputs."""
+
+
+def save_probe(folder: Path, probe: Probe) -> None:
+    """Writes the probe into the folder, over the one that was there."""
+    leaves = jax.tree_util.tree_flatten_with_path(probe.weights)[0]
+    arrays = {".".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+    write_arrays(folder / f"{NAME}.safetensors", arrays, {"format": FORMAT})
+    facts = {name: value for name, value in probe._asdict().items() if name != "weights"}
+    (folder / f"{NAME}.json").write_text(json.dumps({"format": FORMAT} | facts, indent=2) + "\n")
+
+
+def load_probe(folder: Path) -> Probe:
+    """Returns the probe that `save_probe` wrote into the folder. Raises WeightsError if there is none, or another."""
+    file = folder / f"{NAME}.json"
+    if not file.is_file():
+        raise WeightsError(f"{folder}: no {file.name}; run `cora probe {folder} MANIFEST --method attentive` first")
+    facts = json.loads(file.read_text())
+    if facts.pop("format", None) != FORMAT:
+        raise WeightsError(f"{file}: not of format {FORMAT!r}, the only one that this version reads")
+    tree = tree_of(read_arrays(folder / f"{NAME}.safetensors"))
+    probe = Probe(weights=tree, **facts | {"labels": tuple(facts["labels"])})
+    outputs = tree["classifier"]["linear"]["kernel"].shape[1]
+    if outputs != len(probe.labels):
+        raise WeightsError(f"{folder}: {len(probe.labels)} labels for {outputs} outputs; probe again")
+    return probe
+
+
+def tree_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the tree whose leaves have these dotted paths."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *parents, last = path.split(".")
+        branch = tree
+        for name in parents:
+            branch = branch.setdefault(name, {})
+        branch[last] = array
+    return tree
