@@ -255,7 +255,7 @@ class Run:
     keep: int = 2
     """Checkpoints kept: the newest so many."""
     start: str = ""
-    """Where the weights begin: a run folder, an exported or imported one, or a Hugging Face folder; empty: at random."""
+    """Where weights begin: a run folder, an exported or imported one, or a Hugging Face folder; empty: at random."""
 
     def __post_init__(self) -> None:
         positive("run", self, "steps", "batch", "log_every", "save_every", "keep")
@@ -288,9 +288,9 @@ class Pretrain:
             model = replace(self.model, frames=one.frames or self.model.frames, size=one.size or self.model.size)
             shapes.setdefault(model, []).append(one)
         units, spare = self.run.batch // devices, self.run.batch // devices - len(shapes)
-        near = devices * max(len(shapes), units)
+        legal = f"a multiple of the {devices} devices, enough for {len(shapes)} shapes of clips"
         require(self.run.batch % devices == 0 and spare >= 0, "run.batch", self.run.batch,
-                f"must be a multiple of the {devices} devices, with one for each of {len(shapes)} shapes; nearest: {near}")
+                f"must be {legal}; nearest: {devices * max(len(shapes), units)}")
         weights = [sum(one.weight for one in corpora) for corpora in shapes.values()]
         exact = [max(0.0, units * w / sum(weights) - 1) for w in weights]
         scaled = [x * spare / (sum(exact) or 1) for x in exact]

@@ -11,7 +11,7 @@ from cora import config
 from cora.measure import evaluation
 from cora.measure.features import trained
 from cora.report import gather, write
-from cora.store import weights
+from cora.store import exchange
 from cora.train import fit
 from cora.video import synthetic
 
@@ -38,9 +38,8 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
     (out / "probe.json").write_text(json.dumps(report, indent=2))
     console.print(evaluation.as_table(report))
     console.rule("4  export")
-    settings, encoder = trained(out)
-    worst = weights.save(out / "encoder", settings.model, encoder.encoder)
-    console.print(f"{out / 'encoder'}: reloaded, largest difference {worst}", soft_wrap=True)
+    compared = exchange.write(out, out / "encoder", trained(out)[1])
+    console.print(f"{out / 'encoder'}: {exchange.describe(compared)}", soft_wrap=True)
     console.rule("5  report")
     figures = ("accuracy", "ci95", "level", "per_level")
     found = {

@@ -98,7 +98,7 @@ def given(settings: config.Pretrain) -> tuple[Params | None, Encoder | None]:
     if settings.run.start:
         _, params, teacher = weights.start(settings.run.start, settings)
     if settings.target.start:
-        _, _, teacher = weights.start(settings.target.start, settings)
+        teacher = weights.frozen_teacher(settings.target.start, settings.model)
     return params, teacher
 
 

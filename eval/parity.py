@@ -12,13 +12,10 @@ faint, so that the norms' epsilon shows.
 
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -27,13 +24,27 @@ import numpy as np
 import torch
 import transformers
 import tyro
+from parity_sides import (
+    TOLERANCE,
+    Row,
+    amplify,
+    drawn,
+    meta_files,
+    meta_modules,
+    our_step,
+    ours,
+    pixels,
+    row,
+    their_step,
+    theirs,
+    two_kinds,
+)
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model, VJEPA2VideoProcessor
-from transformers.models.vjepa2.modeling_vjepa2 import apply_masks
 
 from cora.nets import hierarchy, pooler, vit
 from cora.store import exchange, weights
+from cora.store.hugging_face import DEFAULTS
 from cora.store.probes import load_probe
-from cora.types import Masks
 
 CASES: tuple[dict[str, Any], ...] = (
     {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2, "mlp_ratio": 1.5, "crop_size": 16,
@@ -48,49 +59,9 @@ CASES: tuple[dict[str, Any], ...] = (
 )
 LABELS = ("up", "down", "left", "right", "still")
 NAMES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
-TOLERANCE = 1e-4
-Row = tuple[str, float, float, float]
-"""What is compared, largest difference, largest number, largest difference allowed."""
 
-
-def amplify(module: torch.nn.Module, seed: int, first: str = "embeddings.proj.") -> None:
-    """Draws every parameter anew: kernels of deviation 1.5 / sqrt(inputs), biases .3, scales 1 +- .3; hundredths in
-    `first`, the patch embedding."""
-    chance = torch.Generator().manual_seed(seed)
-    for name, value in module.named_parameters():
-        noise = torch.randn(value.shape, generator=chance)
-        if first in name:
-            value.data = noise * (0.01 if value.ndim == 1 else 0.01 * value[0].numel() ** -0.5)
-        elif value.ndim == 1:
-            value.data = 1 + 0.3 * noise if "norm" in name and name.endswith("weight") else 0.3 * noise
-        else:
-            value.data = noise * (1.0 if "token" in name else 1.5 * value.shape[-1] ** -0.5)
-
-
-def row(name: str, ours: Any, theirs: Any, allowed: float = TOLERANCE) -> Row:
-    """Returns the row of one comparison."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{name}: shapes {ours.shape} and {theirs.shape}")
-    return name, float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()), allowed
-
-
-def drawn(config: VJEPA2Config, seed: int) -> tuple[np.ndarray, Masks]:
-    """Returns two random clips, each of its own contrast, and which tokens are seen and hidden in each."""
-    chance = np.random.default_rng(seed)
-    side = config.crop_size
-    clips = chance.integers(0, 256, (2, config.frames_per_clip, side, side, 3)).astype(np.uint8)
-    clips[1] //= 3
-    tokens = config.frames_per_clip // config.tubelet_size * (side // config.patch_size) ** 2
-    order = np.stack([chance.permutation(tokens) for _ in clips])
-    seen, hidden = np.sort(order[:, : tokens // 4], 1), np.sort(order[:, tokens // 4 : tokens // 4 + tokens // 2], 1)
-    return clips, Masks(jnp.asarray(seen), jnp.asarray(hidden))
-
-
-def pixels(clips: np.ndarray) -> torch.Tensor:
-    """Returns what VJEPA2Model reads of uint8 clips: [B, T, C, H, W], standardised in float64."""
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    return torch.from_numpy(((clips / 255 - mean) / std).transpose(0, 1, 4, 2, 3).astype(np.float32))
+SAID = {"last": "encoder: last_hidden_state", "hidden": "encoder: every hidden state",
+        "masked": "encoder of the visible tokens alone", "predicted": "predictor"}
 
 
 class Said(logging.Handler):
@@ -119,53 +90,13 @@ def listened(load: Callable[[], Any]) -> tuple[Any, list[str]]:
 # ----------------------------------------------------------------------------------------------------- what is compared
 
 
-def theirs(model: VJEPA2Model, clips: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
-    """Returns what transformers computes: encoder, all its hidden states, the encoder of the visible tokens alone (from
-    its own modules, since its forward encodes whole clips always), and the predictor."""
-    seen, hidden = (torch.tensor(np.array(ids)).long() for ids in masks)
-    video = pixels(clips)
-    with torch.no_grad():
-        whole = model(video, context_mask=[seen], target_mask=[hidden], output_hidden_states=True)
-        z = apply_masks(model.encoder.embeddings(video), [seen])
-        for layer in model.encoder.layer:
-            z = layer(z, seen)[0]
-        z = model.encoder.layernorm(z)
-    found = {"last": whole.last_hidden_state, "hidden": torch.stack(whole.hidden_states), "masked": z,
-             "predicted": whole.predictor_output.last_hidden_state}
-    return {name: value.numpy() for name, value in found.items()}
-
-
-def ours(encoder: weights.Pretrained, clips: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
-    """Returns the same of Cora's network, whose levels are single blocks."""
-    network, model = encoder.network, encoder.model
-    everything = jnp.broadcast_to(jnp.arange(model.tokens), (len(clips), model.tokens))
-
-    def states(z: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def up(z: jax.Array, tree: Any) -> tuple[jax.Array, jax.Array]:
-            z = network.encode(tree, z, ids)
-            return z, z
-        last, each = jax.lax.scan(up, z, encoder.encoder.levels)
-        return network.norm(jax.tree.map(lambda leaf: leaf[-1], encoder.encoder.levels), last), each
-
-    @jax.jit
-    def all_of(video: jax.Array) -> dict[str, jax.Array]:
-        z = network.embed(encoder.encoder.embed, network.patches(video))
-        last, each = states(z, everything)
-        pick = partial(jnp.take_along_axis, indices=masks.context[..., None], axis=1)
-        ahead = jax.tree.map(lambda leaf: leaf[-1], encoder.predictors)
-        return {"last": last, "hidden": jnp.concatenate([z[None], each]), "masked": states(pick(z), masks.context)[0],
-                "predicted": network.predict(ahead, pick(last), masks, 1)}
-
-    return {name: np.asarray(value) for name, value in all_of(jnp.asarray(clips)).items()}
-
-
 def network_rows(folder: Path, model: VJEPA2Model, seed: int) -> Iterator[Row]:
     """Yields the rows of one model that stands in the folder."""
     clips, masks = drawn(model.config, seed)
     depth = model.config.num_hidden_layers
     there, here = theirs(model, clips, masks), ours(weights.load(folder, depth), clips, masks)
     for name in there:
-        yield row(name, here[name][: len(there[name])], there[name])
+        yield row(SAID[name], here[name][: len(there[name])], there[name])
     whole = np.asarray(weights.load(folder, 1)(clips))[-1]
     yield row("last, as cora.load gives it", whole, there["last"])
     longer = np.concatenate([clips, clips[:, ::-1]], axis=1)
@@ -190,9 +121,9 @@ def exchange_rows(folder: Path, work: Path, model: Any) -> Iterator[Row]:
     before, after = model.state_dict(), again.state_dict()
     unequal = sum(name not in after or not torch.equal(before[name], after[name]) for name in before)
     yield "import, export: tensors not equal", float(unequal + len(after.keys() - before.keys())), len(before), 0.0
-    odd = [name for name, value in model.config.to_dict().items()
-           if name not in ("_name_or_path", "transformers_version") and again.config.to_dict().get(name) != value]
-    yield f"config: fields not equal {' '.join(odd)}", float(len(odd)), 0.0, 0.0
+    own = [name for name in DEFAULTS if probe or name != "num_pooler_layers"]  # no pooler, no number of its layers
+    odd = [name for name in own if getattr(again.config, name) != getattr(model.config, name)]
+    yield "config: fields not equal", float(len(odd)), len(own), 0.0
     if probe:
         yield "labels", float(again.config.id2label != dict(enumerate(LABELS))), 0.0, 0.0
 
@@ -217,44 +148,6 @@ def probe_rows(work: Path, model: VJEPA2ForVideoClassification, seed: int) -> It
 # -------------------------------------------------------------------------------------------------------- Meta's files
 
 
-def meta_names(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Returns (encoder, predictor) under the names of Meta's modules, from a VJEPA2Model's."""
-    pairs = (("encoder.embeddings.patch_embeddings.", "patch_embed."), ("encoder.layernorm.", "norm."),
-             ("encoder.layer.", "blocks."), ("predictor.embeddings.predictor_embeddings.", "predictor_embed."),
-             ("predictor.layernorm.", "predictor_norm."), ("predictor.layer.", "predictor_blocks."),
-             ("predictor.proj.", "predictor_proj."), (".attention.", ".attn."))
-    found: dict[str, torch.Tensor] = {}
-    for name, value in state.items():
-        if name.endswith("mask_tokens"):
-            found |= {f"mask_tokens.{i}": token for i, token in enumerate(value)}
-            continue
-        if ".key." in name or ".value." in name:
-            continue
-        if ".query." in name:
-            value = torch.cat([state[name.replace("query", word)] for word in ("query", "key", "value")])
-            name = name.replace("query", "qkv")
-        for old, new in pairs:
-            name = name.replace(old, new)
-        found[name] = value
-    ahead = {name for name in found if name.startswith(("predictor_", "mask_tokens"))}
-    return ({name: value for name, value in found.items() if name not in ahead}, {name: found[name] for name in ahead})
-
-
-def meta_files(work: Path, model: VJEPA2Model) -> dict[str, Path]:
-    """Writes these weights as Meta's hub file and as a training checkpoint whose learner is another; returns both."""
-    encoder, predictor = meta_names(model.state_dict())
-    full = lambda tree: {f"module.backbone.{name}": value for name, value in tree.items()}  # noqa: E731
-    other = {name: value + 1 for name, value in encoder.items()}
-    moments = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, dtype=torch.bfloat16)}},
-               "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0]}]}
-    files = {"hub": work / "vjepa2_hub.pt", "training": work / "vjepa2_training.pt"}
-    torch.save({"encoder": encoder | {"pos_embed": torch.zeros(1, 4, 2)}, "predictor": predictor}, files["hub"])
-    rest = {"opt": moments, "scaler": None, "epoch": 2, "loss": 0.5, "batch_size": 4, "world_size": 1, "lr": 1e-3}
-    weights = {"encoder": full(other), "target_encoder": full(encoder), "predictor": full(predictor)}
-    torch.save(weights | rest, files["training"])
-    return files
-
-
 def meta_rows(work: Path, model: VJEPA2Model) -> Iterator[Row]:
     """Yields the rows of Meta's two kinds of file."""
     own = model.config
@@ -268,34 +161,27 @@ def meta_rows(work: Path, model: VJEPA2Model) -> Iterator[Row]:
 
 
 def original_rows(clone: Path, model: VJEPA2Model, folder: Path, seed: int) -> Iterator[Row]:
-    """Yields the rows against Meta's own modules in their training mode: visible tokens alone, then the predictor."""
-    sys.path.insert(0, str(clone))
-    for name in ("timm", "timm.models", "timm.models.layers"):  # drop_path, of rate 0, is all that is asked of timm
-        sys.modules.setdefault(name, SimpleNamespace(drop_path=None))  # type: ignore[arg-type]
-    from src.models.predictor import VisionTransformerPredictor
-    from src.models.vision_transformer import VisionTransformer
-
-    own, norm = model.config, partial(torch.nn.LayerNorm, eps=1e-6)
-    shape = {"img_size": own.crop_size, "patch_size": own.patch_size, "num_frames": own.frames_per_clip,
-             "tubelet_size": own.tubelet_size, "use_rope": True, "norm_layer": norm}
-    encoder = VisionTransformer(**shape, embed_dim=own.hidden_size, depth=own.num_hidden_layers,
-                                num_heads=own.num_attention_heads, mlp_ratio=own.mlp_ratio)
-    ahead = VisionTransformerPredictor(**shape, embed_dim=own.hidden_size, predictor_embed_dim=own.pred_hidden_size,
-                                       depth=own.pred_num_hidden_layers, num_heads=own.pred_num_attention_heads,
-                                       mlp_ratio=own.pred_mlp_ratio, use_mask_tokens=True,
-                                       num_mask_tokens=own.pred_num_mask_tokens)
-    for module, tensors in zip((encoder, ahead), meta_names(model.state_dict()), strict=True):
-        module.load_state_dict(tensors)
+    """Yields the rows against Meta's own modules: visible tokens alone, the predictor, and a whole training step."""
+    own, (encoder, ahead) = model.config, meta_modules(clone, model)
     clips, masks = drawn(own, seed)
     seen, hidden = (torch.tensor(np.array(ids)).long() for ids in masks)
     here = weights.load(folder, own.num_hidden_layers)
     with torch.no_grad():
-        z = encoder.eval()(pixels(clips).transpose(1, 2), masks=[seen])
-        guess = ahead.eval()(z, [seen], [hidden], mask_index=1)
+        z = encoder(pixels(clips).transpose(1, 2), masks=[seen])
+        guess = ahead(z, [seen], [hidden], mask_index=1)
     yield row("Meta's encoder, masked", ours(here, clips, masks)["masked"], z)
     tree = jax.tree.map(lambda leaf: leaf[-1], here.predictors)
     mine = jax.jit(lambda x: here.network.predict(tree, x, masks, 1))(jnp.asarray(z.numpy()))
     yield row("Meta's predictor", mine, guess)
+    kinds = two_kinds(own, seed)
+    loss, slopes = their_step((encoder, ahead), clips, kinds)
+    found, here_slopes = our_step(here, clips, kinds)
+    yield "Meta's training step: loss, relative", abs(found / loss - 1), loss, 1e-5
+    for part, word in (("encoder", "encoder."), ("predictor", "predictor.")):
+        gaps = [row(name, here_slopes[name], slope) for name, slope in slopes.items() if name.startswith(word)]
+        yield (f"Meta's training step: gradients of the {part}, relative", max(gap / max(size, 1e-30) for _, gap, size, _ in gaps),
+               max(size for _, _, size, _ in gaps), TOLERANCE)
+    yield "Meta's training step: gradients one side lacks", float(len(slopes.keys() ^ here_slopes.keys())), len(slopes), 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -318,9 +204,25 @@ def rows(case: int, seed: int, clone: Path | None, work: Path) -> Iterator[Row]:
         yield from original_rows(clone, model.vjepa2, work / "model", seed)
 
 
-def write_oracles(folder: Path) -> None:
+def write_step(folder: Path, clone: Path, model: VJEPA2Model) -> None:
+    """Writes the loss of one of Meta's training steps on these weights, and of each gradient its norm and 8 numbers."""
+    clips, _ = drawn(model.config, 0)
+    kinds = two_kinds(model.config, 0)
+    loss, slopes = their_step(meta_modules(clone, model), clips, kinds)
+    places = {name: np.linspace(0, slope.size - 1, 8).astype(int) for name, slope in slopes.items()}
+    numbers: dict[str, Any] = {
+        "loss": loss, "names": sorted(slopes), "norms": [np.linalg.norm(slopes[name]) for name in sorted(slopes)],
+        "largest": [np.abs(slopes[name]).max() for name in sorted(slopes)],
+        "places": [places[name] for name in sorted(slopes)],
+        "entries": [slopes[name].ravel()[places[name]] for name in sorted(slopes)],
+    }
+    ids = {f"{part}{i}": one for i, m in enumerate(kinds) for part, one in m._asdict().items()}
+    np.savez_compressed(folder / "vjepa2_step.npz", clips=clips, **ids | numbers)
+
+
+def write_oracles(folder: Path, clone: Path | None = None) -> None:
     """Writes what the default tests read: a small classifier as transformers saves it, what it computes, two files as
-    Meta would have written them, and what their weights compute."""
+    Meta would have written them, what their weights compute, and from a clone one training step."""
     config = VJEPA2Config(**CASES[0], **NAMES)
     model = VJEPA2ForVideoClassification(config).eval()
     amplify(model, 0)
@@ -328,8 +230,10 @@ def write_oracles(folder: Path) -> None:
     clips, masks = drawn(config, 0)
     with torch.no_grad():
         scores = model(pixels(clips)).logits.numpy()
-    np.savez_compressed(folder / "vjepa2_outputs.npz", clips=clips, context=masks.context, target=masks.target,
-                        scores=scores, **theirs(model.vjepa2, clips, masks))
+    numbers: dict[str, Any] = {"clips": clips, "context": masks.context, "target": masks.target, "scores": scores}
+    np.savez_compressed(folder / "vjepa2_outputs.npz", **numbers | theirs(model.vjepa2, clips, masks))
+    if clone is not None:
+        write_step(folder, clone, model.vjepa2)
     small = VJEPA2Config(**CASES[0] | {"hidden_size": 12, "pred_hidden_size": 12, "patch_size": 2, "crop_size": 8,
                                        "mlp_ratio": 2.0, "pred_mlp_ratio": 1.0, "num_hidden_layers": 1})
     tiny = VJEPA2Model(small).eval()
@@ -369,7 +273,7 @@ def main(seeds: int = 2, meta: Path | None = None, write: Path | None = None, js
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=2))
     if write is not None and not failed:
-        write_oracles(write)
+        write_oracles(write, meta)
     if failed:
         raise SystemExit(1)
 

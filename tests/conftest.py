@@ -10,7 +10,7 @@ FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization
          "--xla_llvm_disable_expensive_passes=true")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 # The hook must be in place before the first import of cora.
 install_import_hook("cora", "beartype.beartype")
@@ -18,3 +18,12 @@ install_import_hook("cora", "beartype.beartype")
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SLOW = ("train", "rules", "cli", "pcx", "objectives", "learning", "wheel", "mix")
+"""Files whose tests take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """Long files begin first, so that no worker is left with one when the others are done."""
+    order = {f"test_{name}.py": rank for rank, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

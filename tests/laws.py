@@ -1,9 +1,10 @@
 """What the tests of the laws share: small networks in float64, compiled rules, and descent written out by hand."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cora.nets import chain
@@ -12,9 +13,21 @@ from cora.pc.energy import Energy
 from cora.pc.infer import Inference
 from cora.types import Evidence
 
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
-"""These nets are so small that a test is all compiling."""
+compiled = jax.jit
 SIZES, RATE, STEPS = (4, 5, 5, 5, 5, 3), 0.2, 6
+
+
+def drawn(network, seed=0):
+    """Returns parameters of a video network with every weight, bias and scale well off its initial value; compiling
+    the network's own `init` would take longer than most tests."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, like):
+        kind, noise = str(getattr(path[-1], "key", "")), rng.normal(size=like.shape)
+        size = like.shape[-2] ** -0.5 if kind == "kernel" else 0.2
+        return jnp.array((kind == "scale") + size * noise, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def near(a, b, tolerance=1e-12):

@@ -11,8 +11,7 @@ from cora.video import codec, synthetic
 
 SMALL = ["--model.size", "32", "--model.frames", "8", "--model.width", "24", "--model.heads", "2",
          "--model.levels", "2", "--model.predictor-width", "12", "--model.predictor-heads", "1",
-         "--run.batch", "8", "--run.log-every", "2",
-         "--run.save-every", "4"]
+         "--mask.kinds", "short", "--run.batch", "8", "--run.log-every", "2", "--run.save-every", "4"]
 
 
 @pytest.fixture(scope="module")

@@ -131,14 +131,16 @@ def test_window_starts_are_uniform():
     assert len(counts) == 11 and ((counts - 1000) ** 2 / 1000).sum() < 29.6  # chi-square, 10 degrees, p = .001
 
 
-def test_crops_have_the_areas_and_aspects_asked_for():
+@pytest.mark.parametrize("shape", [1.0, 1.2])
+def test_crops_have_the_areas_and_aspects_asked_for(shape):
+    """The aspect is that of the box relative to the clip's own."""
     rng = np.random.default_rng(0)
-    boxes = np.array([module._crop(100, 150, (0.3, 0.6), (0.8, 1.25), rng) for _ in range(2000)])
+    boxes = np.array([module._crop(100, 150, (0.3, 0.6), (0.8, 1.25), shape, rng) for _ in range(2000)])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     area, aspect = width * height / 15_000, width / height
     assert boxes[:, :2].min() >= 0 and boxes[:, 2].max() <= 150 and boxes[:, 3].max() <= 100
     assert 0.3 <= area.min() < 0.31 and 0.59 < area.max() <= 0.6
-    assert 0.8 <= aspect.min() < 0.81 and 1.24 < aspect.max() <= 1.25
+    assert 0.8 <= aspect.min() / shape < 0.81 and 1.24 < aspect.max() / shape <= 1.25 + 1e-9
     assert boxes[:, 0].min() < 2 and boxes[:, 2].max() > 148 and boxes[:, 3].max() > 98
 
 
@@ -146,7 +148,11 @@ def test_crops_have_the_areas_and_aspects_asked_for():
     ((100, 130), (0, 0, 130, 100)), ((130, 100), (0, 0, 100, 130)), ((100, 200), (32.5, 0, 167.5, 100)),
     ((200, 100), (0, 32.5, 100, 167.5))])
 def test_the_centre_is_the_largest_box_of_a_legal_aspect(shape, box):
-    np.testing.assert_allclose(module._centre(*shape, (0.75, 1.35)), box, atol=1e-9)
+    np.testing.assert_allclose(module._centre(*shape, (0.75, 1.35), 1.0), box, atol=1e-9)
+
+
+def test_the_centre_of_an_oblong_clip_is_oblong():
+    np.testing.assert_allclose(module._centre(100, 400, (0.75, 1.35), 2.0), (65, 0, 335, 100), atol=1e-9)
 
 
 def ramp(folder: Path) -> Manifest:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from laws import compiled, near
+from laws import compiled, drawn, near
 from PIL import Image
 
 from cora import config, train
@@ -122,10 +122,8 @@ def test_the_gradient_of_a_mixed_batch_is_that_of_the_mean_over_its_clips():
     rng = np.random.default_rng(0)
     videos = tuple(jnp.array(rng.integers(0, 256, (p.run.batch, p.model.frames, *p.model.sides, 3)), jnp.uint8)
                    for p in parts)
-    network = build(MODEL)
-    params = jax.tree.map(lambda x: jnp.array(rng.normal(size=x.shape) / 4, jnp.float32),
-                          jax.eval_shape(network.init, jax.random.key(0)))
-    state = train.TrainState(jnp.zeros((), jnp.int32), params, params.encoder, train.optimiser(made.optim, 8).init(params))
+    params = drawn(build(MODEL))
+    state = train.initialise(build(MODEL), made, params)
 
     def found(settings, shown):
         after, metrics = compiled(train.make_step(settings))(state, shown)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import compiled
+from laws import compiled, drawn
 from scipy import integrate
 from test_rules import largest_gap
 
@@ -27,9 +27,7 @@ LEARN = {
 def made(learn):
     """A network under this objective with no weight near zero or one, a teacher, and what it is shown."""
     network, rng = build(MODEL, None, learn), np.random.default_rng(0)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    params, teacher = (jax.tree.map(lambda x: jnp.array(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)
-                       for _ in range(2))
+    params, teacher = drawn(network, 0), drawn(network, 1)
     clips = jax.random.randint(jax.random.key(2), (2, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
     order = [np.stack([rng.permutation(32) for _ in range(2)]) for _ in range(2)]
     masks = tuple(Masks(jnp.array(np.sort(o[:, :8])), jnp.array(np.sort(o[:, 16:]))) for o in order)

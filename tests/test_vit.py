@@ -1,13 +1,16 @@
 """The transformer: equality with an independent float64 implementation, and the laws of positions."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cora import config
 from cora.nets import vit
+from cora.nets.hierarchy import build
 
 GRID = (2, 3, 4)
 
@@ -96,3 +99,52 @@ def test_gelu_is_exact():
     x = jnp.linspace(-5, 5, 101)
     np.testing.assert_allclose(vit.gelu(x), [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in np.asarray(x, float)],
                                atol=1e-6)
+
+
+@pytest.mark.parametrize("style", [{"remat": True}, {"attention": "xla"}, {"dtype": "bfloat16"}])
+def test_how_a_stack_is_computed_does_not_matter(style):
+    """Recomputing is the same to rounding, gradients included; bfloat16 is near, and leaves parameters in float32."""
+    x, ids = jax.random.normal(jax.random.key(0), (2, 8, 24)), jnp.tile(jnp.arange(8)[None], (2, 1))
+    plain, other = (vit.Stack(2, vit.Style(2, GRID, **how)) for how in ({}, style))
+    p = other.init(jax.random.key(1), x, ids)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(p)} == {jnp.dtype("float32")}
+
+    def found(stack):
+        total = lambda p: jnp.sum(jnp.square(vit.apply(stack, p, x, ids)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(total))(p)
+
+    tolerance = 0.05 if "dtype" in style else 1e-4
+    for a, b in zip(jax.tree.leaves(found(plain)), jax.tree.leaves(found(other)), strict=True):
+        assert b.dtype == jnp.float32
+        assert float(jnp.max(jnp.abs(a - b))) <= tolerance * float(jnp.max(jnp.abs(a)))
+    if "dtype" in style:
+        assert float(jnp.max(jnp.abs(found(plain)[0] - found(other)[0]))) > 0
+
+
+def test_scaled_positions_end_where_the_grid_they_are_scaled_to_ends():
+    """V-JEPA 2.1: row i of H stands at i (g - 1) / (H - 1); so the table of g rows is met at the ends, and time is not
+    scaled."""
+    coarse, fine = (vit.rotary_table(vit.Style(2, (2, n, n), rope="interleaved", rope_grid=4), 24)[1] for n in (4, 7))
+    plain = vit.rotary_table(vit.Style(2, (2, 4, 4), rope="interleaved"), 24)[1]
+    np.testing.assert_allclose(coarse, plain, atol=1e-6)
+    np.testing.assert_allclose(fine.reshape(2, 7, 7, 24)[:, ::2, ::2], plain.reshape(2, 4, 4, 24), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 5.6), ("small", 21.8), ("base", 86.3), ("large", 303.9),
+                                                ("huge", 631), ("giant", 1012), ("gigantic", 1845)])
+def test_encoders_are_as_large_as_their_names(name, millions):
+    shapes = jax.eval_shape(build(config.sized(name)).init, jax.random.key(0)).encoder
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    assert abs(size - millions) < 0.02 * millions
+
+
+def test_scaled_init_divides_what_a_block_adds_by_its_depth():
+    model = config.Model(size=32, levels=2, blocks=2, width=24, heads=2)
+    plain, scaled = (jax.jit(build(replace(model, scaled_init=s)).init)(jax.random.key(0)) for s in (False, True))
+    for level in range(2):
+        for block in range(2):
+            for layer, divided in (("fc2", True), ("proj", True), ("fc1", False), ("qkv", False)):
+                a, b = (p.encoder.levels["blocks"][f"block{block}"][layer]["linear"]["kernel"][level]
+                        for p in (plain, scaled))
+                by = math.sqrt(2 * (2 * level + block + 1)) if divided else 1.0
+                np.testing.assert_allclose(a, b * by, rtol=1e-5)

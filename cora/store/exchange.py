@@ -37,8 +37,8 @@ def record_of(ckpt: Path, settings: config.Pretrain, step: int) -> dict[str, Any
     """Returns what is known of a run, as it goes with its weights: config (of paths their names only), step, versions
     and the probes' accuracies, where the run has been probed."""
     whole = json.loads(config.to_json(settings))
-    for section, field in PATHS:
-        whole[section][field] = Path(whole[section][field]).name
+    for section, field in (*((whole[name], field) for name, field in PATHS), *((one, "path") for one in whole["mix"])):
+        section[field] = Path(section[field]).name
     record = {"config": whole, "step": step, "versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
     probe = checkpoint.run_of(ckpt) / "probe.json"
     if probe.is_file():

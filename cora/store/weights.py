@@ -211,6 +211,9 @@ def from_tensors(source: str, model: config.Model, found: Mapping[str, np.ndarra
     """Returns the encoder and its one predictor from the tensors of a VJEPA2Model, or of a classifier, whose head stays
     behind. Raises WeightsError naming what is missing, unknown or misshapen."""
     if any(name.startswith("vjepa2.") for name in found):
+        odd = sorted(name for name in found if not name.startswith(("vjepa2.", "pooler.", "classifier.")))
+        if odd:
+            raise WeightsError(f"{source}: unknown tensors beside a classifier's: {', '.join(odd)}")
         found = {name.removeprefix("vjepa2."): array for name, array in found.items() if name.startswith("vjepa2.")}
     learn = hugging_face.ONE
     shapes = template(model, learn)
@@ -246,29 +249,47 @@ def start(path: Path | str, wanted: config.Pretrain | None = None) -> tuple[conf
     alone; its model may differ in frames and size and in how it is computed, and in nothing else. Raises WeightsError
     that names every field and array in which it does.
     """
-    path = Path(path)
-    if kind(path) == "run":
-        settings, _, params, teacher = read_run(path)
-        model = settings.model
-    else:
-        found = load(path, wanted.model.levels if wanted else None)
-        if found.predictors is None:
-            raise WeightsError(f"{path}: holds no predictors, so training cannot go on from it; export the run again")
-        model, teacher = found.model, jax.tree.map(jnp.array, found.encoder)
-        params = jax.tree.map(jnp.array, Params(found.encoder, found.predictors))  # a step that donates both needs two
+    model, learner, predictors, teacher = _read(Path(path), wanted.model.levels if wanted else None)
+    if predictors is None:
+        raise WeightsError(f"{path}: holds no predictors, so training cannot go on from it; export the run again")
+    params = Params(learner, predictors)
     if wanted is None:
         return model, params, teacher
-    free = ("frames", "size", "scaled_init", "dtype", "attention", "remat")
-    differ = config.difference(replace(model, **{name: getattr(wanted.model, name) for name in free}), wanted.model)
-    if differ:
-        lines = [f"  model.{name}: {old!r} there, {new!r} wanted" for name, (old, new) in differ.items()]
-        raise WeightsError("\n".join([f"{path}: is another model than the one to be trained:", *lines]))
+    _require_model(path, model, wanted.model)
     params = params._replace(predictors=_as_many(params.predictors, wanted.learn.predictors or model.levels))
     there = _shapes(flatten({**params.encoder._asdict(), "predictors": params.predictors}))
     strict(f"{path}: predictors of another kind than learn.rule = {wanted.learn.rule!r} with learn.top_down = "
            f"{wanted.learn.top_down} trains (dense: one of all levels' latents; top_down: with weights `above`):",
            template(wanted.model, wanted.learn), there, "wanted", "there")
     return model, params, teacher
+
+
+def frozen_teacher(path: Path | str, wanted: config.Model) -> Encoder:
+    """Returns the encoder of a run, native or Hugging Face folder, to teach a model of its shape; raises as `start`."""
+    model, _, _, encoder = _read(Path(path), wanted.levels)
+    _require_model(path, model, wanted, ("predictor_width", "predictor_depth", "predictor_heads", "predictor_mlp_ratio",
+                                         "mask_tokens"))
+    return encoder
+
+
+def _read(path: Path, levels: int | None) -> tuple[config.Model, Encoder, Tree | None, Encoder]:
+    """Returns model, learner, predictors (None if there are none) and teacher of any folder."""
+    if kind(path) == "run":
+        settings, _, params, teacher = read_run(path)
+        return settings.model, params.encoder, params.predictors, teacher
+    found = load(path, levels)
+    # A step that donates its buffers needs learner and teacher apart.
+    learner, predictors, teacher = jax.tree.map(jnp.array, (found.encoder, found.predictors, found.encoder))
+    return found.model, learner, predictors, teacher
+
+
+def _require_model(path: Path | str, model: config.Model, wanted: config.Model, free: tuple[str, ...] = ()) -> None:
+    """Requires one model, but for how it is computed and fed, and what is named in `free`."""
+    free = ("frames", "size", "scaled_init", "dtype", "attention", "remat", *free)
+    differ = config.difference(replace(model, **{name: getattr(wanted, name) for name in free}), wanted)
+    if differ:
+        lines = [f"  model.{name}: {old!r} there, {new!r} wanted" for name, (old, new) in differ.items()]
+        raise WeightsError("\n".join([f"{path}: is another model than the one to be trained:", *lines]))
 
 
 def _as_many(predictors: Tree, count: int) -> Tree:
