@@ -273,8 +273,8 @@ class Pretrain:
     optim: Optim = field(default_factory=Optim)
     corpus: Corpus = field(default_factory=Corpus)
     mix: tuple[Corpus, ...] = ()
-    """Further corpora, with clips of their own shape perhaps, that have their share of every batch (recipes only: the
-    command line cannot change them)."""
+    """Further corpora, with clips of their own shape perhaps, that have their share of every batch. A recipe says how
+    many there are; then `--mix.0.path` and so on are options too."""
     run: Run = field(default_factory=Run)
 
     def parts(self, devices: int = 1) -> tuple["Pretrain", ...]:

@@ -6,6 +6,7 @@ Ask `fit` for the same run again and it goes on where the last checkpoint stands
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,19 +216,19 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     check = jax.jit(make_check(settings), in_shardings=(whole, split))
     state = book.restore(state, data) or state
     done = int(jax.device_get(state.step))
-    with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as kept, \
-            jax.transfer_guard("disallow"):
-        for i in range(done, settings.run.steps):
-            if book.due(i):
-                kept.settle()  # so that no row is lost to a kill, and no diverged state is kept
-                book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
-            with kept.clock.waiting():
-                videos = tuple(jax.make_array_from_process_local_data(split, one["video"]) for one in next(data))
-            logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
-            state, metrics = step(state, videos)
-            kept.clock.tick(settings.run.batch)
-            if logged:
-                kept.later(i + 1, metrics | check(state, videos))
-    book.save(settings.run.steps, state, data)
-    book.close()
+    with closing(book):
+        with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as kept, \
+                jax.transfer_guard("disallow"):
+            for i in range(done, settings.run.steps):
+                if book.due(i):
+                    kept.settle()  # so that no row is lost to a kill, and no diverged state is kept
+                    book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
+                with kept.clock.waiting():
+                    videos = tuple(jax.make_array_from_process_local_data(split, one["video"]) for one in next(data))
+                logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
+                state, metrics = step(state, videos)
+                kept.clock.tick(settings.run.batch)
+                if logged:
+                    kept.later(i + 1, metrics | check(state, videos))
+        book.save(settings.run.steps, state, data)
     return state

@@ -177,11 +177,13 @@ def original_rows(clone: Path, model: VJEPA2Model, folder: Path, seed: int) -> I
     loss, slopes = their_step((encoder, ahead), clips, kinds)
     found, here_slopes = our_step(here, clips, kinds)
     yield "Meta's training step: loss, relative", abs(found / loss - 1), loss, 1e-5
-    for part, word in (("encoder", "encoder."), ("predictor", "predictor.")):
-        gaps = [row(name, here_slopes[name], slope) for name, slope in slopes.items() if name.startswith(word)]
-        yield (f"Meta's training step: gradients of the {part}, relative", max(gap / max(size, 1e-30) for _, gap, size, _ in gaps),
-               max(size for _, _, size, _ in gaps), TOLERANCE)
-    yield "Meta's training step: gradients one side lacks", float(len(slopes.keys() ^ here_slopes.keys())), len(slopes), 0.0
+    for part in ("encoder", "predictor"):
+        gaps = [row(name, here_slopes[name], slope) for name, slope in slopes.items() if name.startswith(f"{part}.")]
+        worst = max(gap / max(size, 1e-30) for _, gap, size, _ in gaps)
+        size = max(size for _, _, size, _ in gaps)
+        yield f"Meta's training step: gradients of the {part}, relative", worst, size, TOLERANCE
+    odd = slopes.keys() ^ here_slopes.keys()
+    yield "Meta's training step: gradients that one side lacks", float(len(odd)), len(slopes), 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

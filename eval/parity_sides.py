@@ -213,6 +213,7 @@ def our_step(
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Returns the same by Cora's rule `backprop_last`."""
     network, model = encoder.network, encoder.model
+    assert encoder.predictors is not None
     rule = settled.rule_of(hugging_face.ONE, config.Infer(), model, config.Target())
     teacher = jax.tree.map(lambda leaf: TEACHER * leaf, encoder.encoder)
     learned = jax.jit(lambda params, video: rule(network, params, teacher, Sight(network.patches(video), masks)))

@@ -1,9 +1,9 @@
 """Unlike clips in every batch: films in two lengths and shapes, and images, by weight.
 
-    cora pretrain pretrain/mixed.py --corpus.path FILMS --workdir runs/mixed
+    cora pretrain pretrain/mixed.py --corpus.path FILMS --mix.0.path OTHERS --mix.1.path IMAGES --workdir runs/mixed
 
-Of 16 clips, 8 are 16 square frames of FILMS, 4 are 8 oblong frames of the embedded corpus, and 4 are one tubelet of it,
-as images would be: to use your own, put their folder in `path`. All share one encoder: positions follow a clip's own
+Of 16 clips, 8 are 16 square frames of FILMS, 4 are 8 oblong frames of OTHERS, and 4 are IMAGES, shown for one tubelet.
+A path that is not given is the embedded corpus. All share one encoder: positions follow a clip's own
 grid, and its masks its own number of tokens.
 """
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -41,12 +42,14 @@ def test_pretraining_leaves_a_whole_run_folder(run):
 
 
 def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):
-    cli.main(["probe", str(run), str(corpus), "--method", "knn", "--json", str(tmp_path / "probe.json")])
+    cli.main(["probe", str(run), str(corpus), "--method", "knn,attentive", "--epochs", "1", "--tokens", "whole",
+              "--json", str(tmp_path / "probe.json")])
     found = json.loads((tmp_path / "probe.json").read_text())
-    score = found["knn"]
-    assert set(score) >= {"accuracy", "ci95", "level", "per_level", "random", "pixels"}
-    assert found["n_train"] == 48 and found["n_test"] == 24 and len(score["per_level"]) == 2
-    assert 0 <= score["ci95"][0] <= score["accuracy"] <= score["ci95"][1] <= 1
+    assert found["n_train"] == 48 and found["n_test"] == 24 and len(found["knn"]["per_level"]) == 2
+    for method in ("knn", "attentive"):
+        score = found[method]
+        assert set(score) >= {"accuracy", "ci95", "level", "per_level", "random", "pixels"}
+        assert 0 <= score["ci95"][0] <= score["accuracy"] <= score["ci95"][1] <= 1
     assert "broken.mp4" in (run / "bad_files_probe.csv").read_text()
 
 
@@ -77,6 +80,18 @@ def test_export_gives_an_encoder_that_embeds_a_video(run, corpus, tmp_path):
     clips = cora.views(video, cora.Pretrain().corpus, frames=8, size=32, count=2)
     latents = np.asarray(encoder(clips))
     assert latents.shape == (2, 2, 16, 24) and np.isfinite(latents).all()
+
+
+def test_what_goes_to_hugging_face_comes_back_and_trains_on(run, corpus, tmp_path):
+    hf, back, more = (str(tmp_path / name) for name in ("hf", "back", "more"))
+    cli.main(["export", str(run), hf, "--format", "hf"])
+    cli.main(["import", hf, back])
+    for a, b in zip(jax.tree.leaves(cora.load(hf).encoder.embed), jax.tree.leaves(cora.load(back).encoder.embed),
+                    strict=True):
+        np.testing.assert_array_equal(a, b)
+    cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", more, "--corpus.path", str(corpus),
+              "--corpus.pack", "0", "--corpus.max-bad", "0.5", "--run.start", back, "--run.steps", "1", *SMALL])
+    assert json.loads((tmp_path / "more" / "config.json").read_text())["run"]["start"] == back
 
 
 def test_report_is_one_file(run):

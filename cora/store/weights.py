@@ -81,6 +81,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, 
     part = path.with_name(path.name + ".part")
     # Beware: safetensors writes the memory of an array as it lies there, and the shape as if it lay in order.
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, metadata=metadata)
+    part.chmod(0o644)  # safetensors leaves a file that its owner alone may read
     part.replace(path)
 
 
