@@ -85,8 +85,8 @@ def test_a_prior_stays_within_its_level(of):
 # --------------------------------------------------------------------------------------------------------- top-down
 
 
-def plain_top_down(network, params, teacher, sight):
-    """The cut sum with predictors told from above, as a Python loop with stop-gradients."""
+def plain_top_down(network, params, teacher, sight, cut):
+    """The sum of energies with predictors told from above, as a Python loop; cut or whole between the levels."""
     stop = jax.lax.stop_gradient
     at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
     z, full = rules.start(network, params.encoder.embed, sight), network.embed(teacher.embed, sight.patches)
@@ -96,7 +96,7 @@ def plain_top_down(network, params, teacher, sight):
         z = [network.encode(at(params.encoder.levels, i), x, m.context) for x, m in zip(z, sight.masks, strict=True)]
         states.append(z)
         goals.append(goal)
-        z = stop(z)
+        z = stop(z) if cut else z
     above, total = [jnp.zeros_like(g) for g in goals[0]], 0.0
     for i in reversed(range(MODEL.levels)):
         tree, own = at(params.predictors, i), at(params.encoder.levels, i)
@@ -107,11 +107,13 @@ def plain_top_down(network, params, teacher, sight):
     return total
 
 
-def test_local_from_above_is_the_gradient_of_the_cut_sum():
+@pytest.mark.parametrize(("name", "cut"), [("local", True), ("backprop_all", False)])
+def test_rules_told_from_above_are_the_gradient_of_the_sum(name, cut):
+    """What is heard from above passes no gradient on, under backprop neither."""
     case = made(LEARN["down"])
-    gradient, error = run(LEARN["down"], *case)
-    plain = compiled(jax.value_and_grad(plain_top_down, 1), static_argnums=0)
-    total, expected = plain(*case)
+    gradient, error = compiled(topdown.RULES[name], static_argnums=0)(*case)
+    plain = compiled(jax.value_and_grad(plain_top_down, 1), static_argnums=(0, 4))
+    total, expected = plain(*case, cut)
     assert largest_gap(gradient, expected) < 1e-5
     np.testing.assert_allclose(jnp.sum(error), total, rtol=1e-6)
 

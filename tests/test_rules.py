@@ -126,10 +126,14 @@ def test_exact_is_backprop_through_all_levels(case):
     assert largest_gap(through, general) < 1e-5
 
 
+FAST = {"xla_backend_optimization_level": "2"}
+"""The flow takes so many steps that they must not be slow."""
+
+
 @pytest.mark.parametrize("name", ["pc", "epc", "pc_ode"])
 def test_rules_with_inference_run_on_a_video_network(case, name):
     rule = settled.rule_of(config.Learn(rule=name), config.Infer(steps=3), MODEL, config.Target())
-    gradient, energy = compiled(rule, static_argnums=0)(*case)
+    gradient, energy = jax.jit(rule, static_argnums=0, compiler_options=FAST)(*case)
     assert energy.shape == (MODEL.levels,)
     for leaf in jax.tree.leaves(gradient):
         assert bool(jnp.all(jnp.isfinite(leaf))) and float(jnp.max(jnp.abs(leaf))) > 0
