@@ -146,7 +146,7 @@ def make_step(settings: config.Pretrain) -> Step:
         for part, network, rule, video in zip(parts, networks, found, videos, strict=True):
             sight, share = look(network, part, state.step, video), part.run.batch / settings.run.batch
             learned = rule(network, state.params, state.teacher, sight)
-            heard.append(jax.tree.map(lambda x, share=share: share * x, learned) if len(parts) > 1 else learned)
+            heard.append(jax.tree.map(lambda x, share=share: share * x, learned))
         gradient, energy = jax.tree.map(lambda *x: sum(x), *heard)
         update, moments = tx.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, update)

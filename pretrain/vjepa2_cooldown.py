@@ -15,18 +15,16 @@ here. All else is as in pretrain/vjepa2.py. Without `run.start` this starts from
 Source: arXiv 2506.09985.
 """
 
-from cora import config
-from cora.pc.schedules import rescaled
+from dataclasses import replace
+from pathlib import Path
 
-BATCH, STEPS = 16, 240
-lr, momentum = rescaled(5.25e-4, 0.99925, batch=3072 / BATCH, steps=12_000 / STEPS)
+from cora.cli import load_recipe
 
-recipe = config.Pretrain(
-    model=config.Model(predictor_depth=2, scaled_init=True),
-    mask=config.Mask(kinds=("short", "long")),
-    target=config.Target(kind="ema", of="whole", error="absolute", momentum=(momentum, momentum)),
-    learn=config.Learn(rule="backprop_last"),
-    optim=config.Optim(schedule="cooldown", lr=lr, lr_end=lr / 525, weight_decay=0.04, b1=0.9, b2=0.999),
-    corpus=config.Corpus(crop_scale=(0.3, 1.0), crop_aspect=(0.75, 1.35), flip=True, pack=80),
-    run=config.Run(steps=STEPS, batch=BATCH, seed=239, save_every=120),
+pretraining = load_recipe(Path(__file__).with_name("vjepa2.py"))
+lr = pretraining.optim.lr
+
+recipe = replace(
+    pretraining,
+    optim=replace(pretraining.optim, schedule="cooldown", lr_start=0.0, lr_end=lr / 525, warmup=0.1),
+    run=replace(pretraining.run, steps=240, save_every=120),
 )

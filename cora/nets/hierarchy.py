@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from cora import config
 from cora.nets import vit
 from cora.pc import regularise, targets
+from cora.pc.rules import levels_of
 from cora.types import Encoder, Key, Level, Masks, Network, Params, Tree
 
 # ImageNet's channel statistics, which V-JEPA 2 and its Hugging Face processor use, scaled to pixels of 0 to 255.
@@ -116,9 +117,4 @@ def latents(network: Network, encoder: Encoder, clips: UInt8[Array, "B T H W 3"]
     """Returns the normed latents of every level for whole clips: what a frozen encoder is read by."""
     patches = network.patches(clips)
     ids = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-
-    def climb(z: Float[Array, "B N D"], tree: Tree) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
-        z = network.encode(tree, z, ids)
-        return z, network.norm(tree, z)
-
-    return jax.lax.scan(climb, network.embed(encoder.embed, patches), encoder.levels)[1]
+    return levels_of(network, encoder, network.embed(encoder.embed, patches), ids)

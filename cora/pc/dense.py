@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from cora import config
 from cora.pc import targets
-from cora.pc.rules import gather, start
-from cora.types import Encoder, LearningRule, Masks, Network, Params, Sight, Tree
+from cora.pc.rules import gather, levels_of, start
+from cora.types import Encoder, LearningRule, Masks, Network, Params, Sight
 
 
 def nearness(grid: tuple[int, int, int], masks: Masks) -> Float[Array, "B C"]:
@@ -26,18 +26,6 @@ def ramp(learning: config.Learn, progress: Float[Array, ""] | float) -> Float[Ar
     """Returns the context loss' weight at this part of the run: 0, then linear, then `learn.context`."""
     low, high = learning.context_ramp
     return learning.context * jnp.clip((jnp.asarray(progress) - low) / max(high - low, 1e-9), 0.0, 1.0)
-
-
-def levels_of(
-    network: Network, encoder: Encoder, z: Float[Array, "B K D"], ids: Int[Array, "B K"]
-) -> Float[Array, "L B K D"]:
-    """Returns the normed latents of all levels from z_0."""
-
-    def climb(z: Float[Array, "B K D"], tree: Tree) -> tuple[Float[Array, "B K D"], Float[Array, "B K D"]]:
-        z = network.encode(tree, z, ids)
-        return z, network.norm(tree, z)
-
-    return jax.lax.scan(climb, z, encoder.levels)[1]
 
 
 def rule(learning: config.Learn, target: config.Target, grid: tuple[int, int, int]) -> LearningRule:

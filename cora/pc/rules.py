@@ -20,6 +20,18 @@ def gather(x: Float[Array, "B N D"], ids: Int[Array, "B K"]) -> Float[Array, "B 
     return jnp.take_along_axis(x, ids[..., None], axis=1)
 
 
+def levels_of(
+    network: Network, encoder: Encoder, z: Float[Array, "B K D"], ids: Int[Array, "B K"]
+) -> Float[Array, "L B K D"]:
+    """Returns the normed latents of all levels from z_0."""
+
+    def climb(z: Float[Array, "B K D"], tree: Tree) -> tuple[Float[Array, "B K D"], Float[Array, "B K D"]]:
+        z = network.encode(tree, z, ids)
+        return z, network.norm(tree, z)
+
+    return jax.lax.scan(climb, z, encoder.levels)[1]
+
+
 def level_energy(
     network: Network, tree: tuple[Tree, Tree], z: list[Latents], goal: list[Latents], sight: Sight
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], list[Latents]]]:
