@@ -158,15 +158,18 @@ class Corpus:
 class Target:
     """Whose latents are predicted."""
 
-    kind: Literal["ema", "frozen", "own"] = "ema"
+    kind: Literal["ema", "frozen", "own", "hog3d"] = "ema"
     """`ema`: a moving average of the learner (V-JEPA); `frozen`: the encoder as it was at step 0, or `start`'s (SALT);
     `own`: the learner's own latents of the whole clip, no gradient through them: give `learn.prior` some weight, or
-    they collapse."""
+    they collapse; `hog3d`: no latents but oriented energy in space and time (cora/nets/hog3d.py), for every level."""
+    cells: tuple[int, ...] = (1, 2)
+    """With `hog3d`: histograms of so many cells along each side of a patch, one after the other."""
     start: str = ""
     """Where a frozen teacher comes from: a run folder, exported weights, or a Hugging Face folder."""
     of: Literal["whole", "change"] = "whole"
-    """`whole`: every token's latents, layer-normed (V-JEPA); `change`: what of them departs from their mean over
-    time at the same place, so that what stands still is neither rewarded nor learned."""
+    """`whole`: every token's latents, layer-normed (V-JEPA), under `hog3d` each channel in the batch; `change`: what of
+    them departs from their mean over time at the same place, so that what stands still is neither rewarded nor
+    learned."""
     error: Literal["absolute", "smooth", "squared"] = "absolute"
     """`smooth`: squared within 1 of the target, absolute beyond (smooth L1)."""
     momentum: tuple[float, float] = (0.99, 1.0)
@@ -174,6 +177,7 @@ class Target:
 
     def __post_init__(self) -> None:
         span("target.momentum", self.momentum, 0.0, 1.0)
+        require(bool(self.cells), "target.cells", self.cells, "must name a number of cells; nearest: (1,)")
         require(not self.start or self.kind == "frozen", "target.start", self.start,
                 f"only a frozen teacher comes from elsewhere, and target.kind = {self.kind!r}; nearest: ''")
 
@@ -200,6 +204,9 @@ class Learn:
     inference: states settle under all levels' errors, then each level learns."""
     top_down: bool = False
     """Predictors also hear what the level above predicts of the hidden tokens (rules `local` and `backprop_all`)."""
+    seen: float = 0.0
+    """Weight of the error on the tokens that are seen, whose targets a linear map reads off a level's latents, beside
+    that on the hidden ones, which the predictor has to infer."""
     prior: float = 0.0
     """Weight of SIGReg, the Gaussian prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
     prior_of: Literal["tokens", "clips"] = "clips"
@@ -215,12 +222,14 @@ class Learn:
 
     def __post_init__(self) -> None:
         positive("learn", self, "slices")
-        for name in ("prior", "context"):
+        for name in ("seen", "prior", "context"):
             value = getattr(self, name)
             require(value >= 0, f"learn.{name}", value, "must not be negative; nearest: 0.0")
         span("learn.context_ramp", self.context_ramp, 0.0, 1.0)
         require(not self.top_down or self.rule in SCANNED, "learn.top_down", self.top_down,
                 f"rule {self.rule!r} knows no level above; nearest: False, or learn.rule = 'local'")
+        require(self.seen == 0 or self.rule != "dense", "learn.seen", self.seen,
+                "rule 'dense' has learn.context for that; nearest: 0.0")
         require(self.prior == 0 or self.rule in PRIOR, "learn.prior", self.prior,
                 f"rule {self.rule!r} has no prior on latents; nearest: 0.0, or learn.rule = 'local'")
 
@@ -276,6 +285,17 @@ class Pretrain:
     """Further corpora, with clips of their own shape perhaps, that have their share of every batch. A recipe says how
     many there are; then `--mix.0.path` and so on are options too."""
     run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        if self.target.kind != "hog3d":
+            return
+        for cells in self.target.cells:
+            near = min((n for n in range(1, self.model.patch + 1) if self.model.patch % n == 0),
+                       key=lambda n: abs(n - cells))
+            require(near == cells, "target.cells", cells, f"must divide model.patch = {self.model.patch}; "
+                    f"nearest: {near}")
+        require(self.learn.rule != "dense", "learn.rule", self.learn.rule,
+                "predicts every level's own latents, and target.kind = 'hog3d' has none; nearest: 'local'")
 
     def parts(self, devices: int = 1) -> tuple["Pretrain", ...]:
         """Returns the run cut by the shape of its clips: one config a shape, with its model, corpora and clips a batch.

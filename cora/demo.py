@@ -16,9 +16,11 @@ from cora.train import fit
 from cora.video import synthetic
 
 RECIPE = config.Pretrain(
-    target=config.Target(of="change", momentum=(0.98, 1.0)),
+    mask=config.Mask(kinds=("random",), random=(0.75, 0.25)),
+    target=config.Target(kind="hog3d", of="change", error="squared"),
+    learn=config.Learn(seen=1.0),
     corpus=config.Corpus(crop_scale=(0.6, 1.0), pack=80),
-    run=config.Run(steps=600, batch=16, save_every=200),
+    run=config.Run(steps=400, batch=16, save_every=200),
 )
 
 

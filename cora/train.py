@@ -71,7 +71,8 @@ def optimiser(optim: config.Optim, steps: int) -> optax.GradientTransformation:
 
 def momentum(settings: config.Pretrain, step: Int[Array, ""]) -> Float[Array, ""]:
     """Returns the teacher's momentum at this step; 1 keeps it as it is."""
-    first, last = {"ema": settings.target.momentum, "own": (0.0, 0.0), "frozen": (1.0, 1.0)}[settings.target.kind]
+    first, last = {"ema": settings.target.momentum, "own": (0.0, 0.0), "frozen": (1.0, 1.0),
+                   "hog3d": (1.0, 1.0)}[settings.target.kind]
     return schedules.linear(first, last, settings.optim.stretch * settings.run.steps)(step)
 
 

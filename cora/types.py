@@ -107,15 +107,20 @@ class Network(NamedTuple):
     """The latents that are read out of a level: its layer-normed value node."""
     goal: Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]
     """t_l from the teacher's normed latents of whole clips."""
+    fixed: Callable[[Float[Array, "B N P"]], Float[Array, "B N D"]] | None
+    """t_l of every level from the patches, where no teacher is asked."""
     predict: Callable[..., Any]
     """g_l(tree, normed latents, masks, kind, above=None): what is read of the hidden tokens, [B, M, D]; `above` is what
     the next level predicts of them. Under rule `dense` one predictor for all levels' latents side by side, which
     returns (hidden, context): [B, M, L D] and [B, C, L D]."""
+    beside: Callable[[Tree, Float[Array, "B C D"]], Float[Array, "B C D"]] | None
+    """What is read of the seen tokens off their normed latents, by a part of the predictor's tree; None: nothing."""
     prior: Callable[[Key, list[Float[Array, "B _ D"]]], Float[Array, ""]] | None
     """The weighed energy of a level's normed latents, one array a kind of mask, under their prior."""
     level: Level
     """The level that the hierarchy repeats: its tree is (encoder level, predictor), its state one array a kind of
-    mask, its context the masks, its goal the targets of the hidden tokens, one array a kind of mask."""
+    mask, its context the masks, its goal the targets of the hidden tokens, one array a kind of mask, and after them
+    those of the seen tokens where `beside` reads them."""
     init: Callable[[Key], Params]
     patches: Callable[[UInt8[Array, "B T S S 3"]], Float[Array, "B N P"]]
     """Standardised tubelets of a clip; pixels 0 to 255."""

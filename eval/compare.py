@@ -13,6 +13,7 @@ Appends one line a run to OUT/results.jsonl, skips what is there already, and pr
 import argparse
 import csv
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def varied(recipe: config.Pretrain, variant: str) -> config.Pretrain:
     """Returns the recipe with a variant's rule and fields, `rule,section.field=value,...`. Raises ConfigError for a
     field that is not there."""
     whole = json.loads(config.to_json(recipe))
-    for word in variant.split(","):
+    for word in re.split(",(?=[a-z])", variant):  # a list's commas are followed by numbers, quotes or brackets
         name, _, value = word.partition("=") if "=" in word else ("learn.rule", "", word)
         section, _, field = name.partition(".")
         require(section in whole, name, value, f"no such section; legal: {', '.join(whole)}")

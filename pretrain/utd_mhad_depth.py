@@ -9,7 +9,9 @@ Only the training people's clips are used, and no label. The corpus is given on 
 from cora import config
 
 recipe = config.Pretrain(
-    target=config.Target(of="change", momentum=(0.98, 1.0)),
+    mask=config.Mask(kinds=("random",), random=(0.75, 0.25)),
+    target=config.Target(kind="hog3d", of="change", error="squared"),
+    learn=config.Learn(seen=1.0),
     corpus=config.Corpus(sampling="span", span=(0.7, 1.0), crop_scale=(0.5, 1.0), pack=80),
-    run=config.Run(steps=500, batch=16, save_every=250),
+    run=config.Run(steps=400, batch=16, save_every=200),
 )

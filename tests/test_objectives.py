@@ -14,11 +14,14 @@ from test_rules import largest_gap
 from cora import config
 from cora.nets.hierarchy import build
 from cora.pc import dense, regularise, rules, settled, topdown
+from cora.pc.learn import learn
+from cora.pc.presets import preset
 from cora.types import Masks, Sight
 
 MODEL = config.Model(frames=4, size=32, patch=8, width=24, heads=2, levels=2, predictor_width=12, predictor_heads=1)
 LEARN = {
     "plain": config.Learn(), "down": config.Learn(top_down=True), "prior": config.Learn(prior=0.05, slices=8),
+    "seen": config.Learn(seen=0.7), "both": config.Learn(seen=0.7, top_down=True),
     "dense": config.Learn(rule="dense", context_ramp=(0.25, 0.75)),
 }
 
@@ -80,6 +83,49 @@ def test_a_prior_stays_within_its_level(of):
     again, _ = run(learn, network, moved, teacher, sight)
     for a, b in zip(jax.tree.leaves(gradient.encoder.levels), jax.tree.leaves(again.encoder.levels), strict=True):
         np.testing.assert_array_equal(a[:-1], b[:-1])
+
+
+# ------------------------------------------------------------------------------------------------------ seen tokens
+
+
+def test_the_error_on_seen_tokens_is_read_linearly_and_weighed():
+    """Against the formula, level by level, by the scanned rule and by the preset `local` of the general machinery."""
+    network, params, teacher, sight = case = made(LEARN["seen"])
+    gradient, error = run(LEARN["seen"], *case)
+    _, hidden = run(LEARN["plain"], build(MODEL), *case[1:])
+    at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
+
+    def beside(own, tree, z, full):
+        line = tree["beside"]["linear"]
+        gaps = [rules.gather(full, m.context) - (network.norm(own, x) @ line["kernel"] + line["bias"][None, None])
+                for x, m in zip(z, sight.masks, strict=True)]
+        return sum(jnp.mean(jnp.abs(gap)) for gap in gaps) / 2
+
+    z, full = rules.start(network, params.encoder.embed, sight), network.embed(teacher.embed, sight.patches)
+    ids = jnp.broadcast_to(jnp.arange(32), (2, 32))
+    for i in range(MODEL.levels):
+        own, tree, above = at(params.encoder.levels, i), at(params.predictors, i), at(teacher.levels, i)
+        z = [network.encode(own, x, m.context) for x, m in zip(z, sight.masks, strict=True)]
+        full = network.encode(above, full, ids)
+        goal = network.goal(network.norm(above, full))
+        np.testing.assert_allclose(error[i], hidden[i] + 0.7 * beside(own, tree, z, goal), rtol=1e-5)
+        slope = jax.grad(beside, 1)(own, tree, z, goal)["beside"]["linear"]["kernel"]
+        np.testing.assert_allclose(gradient.predictors["beside"]["linear"]["kernel"][i], 0.7 * slope, atol=1e-6)
+    energy, trees, evidence, _ = settled.problem(network, params, teacher, sight)
+    general = learn(energy, trees, evidence, preset("local", MODEL.levels))[0].params[0]
+    general = jax.tree.map(lambda g: g / energy.target, general)
+    assert largest_gap(general, (gradient.encoder.levels, gradient.predictors)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["local", "backprop_all"])
+def test_deaf_predictors_beside_a_map_of_seen_tokens_learn_as_without_a_level_above(name):
+    network, params, teacher, sight = made(LEARN["both"])
+    deaf = {**params.predictors, "above": jax.tree.map(jnp.zeros_like, params.predictors["above"])}
+    params = params._replace(predictors=deaf)
+    told, heard = compiled(topdown.RULES[name], static_argnums=0)(network, params, teacher, sight)
+    plain, error = compiled(getattr(rules, name), static_argnums=0)(network, params, teacher, sight)
+    np.testing.assert_allclose(heard, error, rtol=1e-5)
+    assert largest_gap(told.encoder, plain.encoder) < 1e-5
 
 
 # --------------------------------------------------------------------------------------------------------- top-down

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from cora import config
-from cora.nets import vit
+from cora.nets import hog3d, vit
 from cora.pc import regularise, targets
 from cora.pc.rules import levels_of
 from cora.types import Encoder, Key, Level, Masks, Network, Params, Tree
@@ -32,6 +32,7 @@ def build(
                       model.dtype, model.remat)
     stack, norm = vit.Stack(model.blocks, style), vit.Norm()
     error = targets.error(target)
+    beside = vit.Dense(model.width, model.dtype) if learn.seen else None
     embed, predictor = vit.Embed(model.width, model.dtype), _predictor(model, learn, style)
 
     def encode(tree: Tree, z: Float[Array, "B K D"], ids: Int[Array, "B K"]) -> Float[Array, "B K D"]:
@@ -47,20 +48,31 @@ def build(
         return [encode(tree[0], x, m.context) for x, m in zip(z, masks, strict=True)]
 
     def across(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
-        return [predict(tree[1], normed(tree[0], x), m, i) for i, (x, m) in enumerate(zip(z, masks, strict=True))]
+        u = [normed(tree[0], x) for x in z]
+        ahead = [predict(tree[1], x, m, i) for i, (x, m) in enumerate(zip(u, masks, strict=True))]
+        return ahead if beside is None else ahead + [read(tree[1], x) for x in u]
+
+    def read(tree: Tree, z: Float[Array, "B C D"]) -> Float[Array, "B C D"]:
+        assert beside is not None
+        return vit.apply(beside, tree["beside"], z)
 
     def judge(guess: list[Array], goal: list[Array]) -> Float[Array, " B"]:
-        return jnp.mean(jnp.stack([error(g, t) for g, t in zip(guess, goal, strict=True)]), axis=0)
+        each = [error(g, t) for g, t in zip(guess, goal, strict=True)]
+        kinds = len(each) if beside is None else len(each) // 2
+        ahead = jnp.mean(jnp.stack(each[:kinds]), axis=0)
+        return ahead if beside is None else ahead + learn.seen * jnp.mean(jnp.stack(each[kinds:]), axis=0)
 
     return Network(
         embed=lambda tree, patches: vit.apply(embed, tree, patches),
         encode=encode,
         norm=normed,
         goal=targets.of(target, model.grid[0]),
+        fixed=hog3d.goal(model, target) if target.kind == "hog3d" else None,
         predict=predict,
+        beside=None if beside is None else read,
         prior=regularise.prior(learn) if learn.prior else None,
         level=Level(up, across, judge, repeat=model.levels),
-        init=partial(_init, model, learn, embed, stack, norm, predictor),
+        init=partial(_init, model, learn, embed, stack, norm, predictor, beside),
         patches=lambda clips: vit.patchify(standardise(clips), model.tubelet, model.patch),
     )
 
@@ -74,7 +86,7 @@ def _predictor(model: config.Model, learn: config.Learn, style: vit.Style) -> vi
 
 def _init(
     model: config.Model, learn: config.Learn, embed: vit.Embed, stack: vit.Stack, norm: vit.Norm,
-    predictor: vit.Predictor, key: Key,
+    predictor: vit.Predictor, beside: vit.Dense | None, key: Key,
 ) -> Params:
     embed_key, level_key, predictor_key = jax.random.split(key, 3)
     channels = model.tubelet * model.patch**2 * 3
@@ -89,7 +101,9 @@ def _init(
 
     def ahead(key: Key) -> Tree:
         tree = predictor.init(key, wide, one, one, 0, z if learn.top_down else None)["params"]
-        return {**tree, "stack": _scaled(tree["stack"], jnp.zeros((), jnp.int32))} if model.scaled_init else tree
+        if model.scaled_init:
+            tree = {**tree, "stack": _scaled(tree["stack"], jnp.zeros((), jnp.int32))}
+        return tree if beside is None else {**tree, "beside": beside.init(jax.random.fold_in(key, 1), z)["params"]}
 
     levels = jax.vmap(level)(jax.random.split(level_key, model.levels), jnp.arange(model.levels))
     predictors = jax.vmap(ahead)(jax.random.split(predictor_key, learn.predictors or model.levels))

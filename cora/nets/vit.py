@@ -49,6 +49,15 @@ def patchify(clips: Float[Array, "B T H W 3"], tubelet: int, patch: int) -> Floa
     return split.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, grid[0] * grid[1] * grid[2], -1)
 
 
+def unpatchify(
+    patches: Float[Array, "B N P"], grid: tuple[int, int, int], tubelet: int, patch: int
+) -> Float[Array, "B T H W 3"]:
+    """Returns the clips that `patchify` cut up."""
+    (b, _, _), (t, h, w) = patches.shape, grid
+    split = patches.reshape(b, t, h, w, tubelet, patch, patch, 3)
+    return split.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * tubelet, h * patch, w * patch, 3)
+
+
 def rotary_table(style: Style, head_dim: int) -> tuple[Float[Array, "N d"], Float[Array, "N d"]]:
     """Returns the cosines and sines by which each channel of a head is turned at each token of the grid.
 

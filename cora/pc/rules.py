@@ -58,11 +58,24 @@ def held(network: Network, tree: Tree, z: list[Latents], sight: Sight) -> Float[
 def teach(
     network: Network, tree: Tree, full: Float[Array, "B N D"], sight: Sight
 ) -> tuple[Float[Array, "B N D"], list[Latents]]:
-    """Returns the teacher's z_l for whole clips and the targets made of it, one array a kind of mask."""
+    """Returns the teacher's z_l for whole clips and the targets made of it, as `Network.level` wants them.
+
+    Targets that are fixed go up in place of z_l, as they are.
+    """
+    asked = [m.target for m in sight.masks]
+    if network.beside is not None:
+        asked += [m.context for m in sight.masks]
+    if network.fixed is not None:
+        return full, [gather(full, ids) for ids in asked]
     ids = jnp.broadcast_to(jnp.arange(full.shape[1]), full.shape[:2])
     full = network.encode(tree, full, ids)
     goal = jax.lax.stop_gradient(network.goal(network.norm(tree, full)))
-    return full, [gather(goal, m.target) for m in sight.masks]
+    return full, [gather(goal, ids) for ids in asked]
+
+
+def taught(network: Network, teacher: Encoder, sight: Sight) -> Float[Array, "B N D"]:
+    """Returns what `teach` is given for the lowest level: the teacher's z_0, or the targets that are fixed."""
+    return network.embed(teacher.embed, sight.patches) if network.fixed is None else network.fixed(sight.patches)
 
 
 def start(network: Network, embed: Tree, sight: Sight) -> list[Latents]:
@@ -82,7 +95,7 @@ def energies(
         energy, (error, z) = level_energy(network, (tree, predictor), z, goal, sight)
         return (z, full), (energy, error)
 
-    first = start(network, params.encoder.embed, sight), network.embed(teacher.embed, sight.patches)
+    first = start(network, params.encoder.embed, sight), taught(network, teacher, sight)
     return jax.lax.scan(climb, first, (params.encoder.levels, params.predictors, teacher.levels))[1]
 
 
@@ -108,7 +121,7 @@ def local(network: Network, params: Params, teacher: Encoder, sight: Sight) -> t
         return (above, full, pull), (error, d_tree)
 
     index = jnp.arange(jax.tree.leaves(params.predictors)[0].shape[0])
-    first = (z, network.embed(teacher.embed, sight.patches), jax.tree.map(jnp.zeros_like, z))
+    first = (z, taught(network, teacher, sight), jax.tree.map(jnp.zeros_like, z))
     levels = (index, params.encoder.levels, params.predictors, teacher.levels)
     (_, _, pull), (error, (d_levels, d_predictors)) = jax.lax.scan(climb, first, levels)
     return Params(Encoder(pull_back(pull)[0], d_levels), d_predictors), error
@@ -136,7 +149,7 @@ def backprop_last(
     """
 
     def top(params: Params) -> tuple[Float[Array, ""], Float[Array, "1"]]:
-        z, full = start(network, params.encoder.embed, sight), network.embed(teacher.embed, sight.patches)
+        z, full = start(network, params.encoder.embed, sight), taught(network, teacher, sight)
 
         def climb(carry: tuple, level: tuple) -> tuple[tuple, None]:
             z, full = carry

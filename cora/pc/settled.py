@@ -23,7 +23,7 @@ def clamped(
     def climb(full: rules.Latents, tree: Tree) -> tuple[rules.Latents, list[rules.Latents]]:
         return rules.teach(network, tree, full, sight)
 
-    goals = jax.lax.scan(climb, network.embed(teacher.embed, sight.patches), teacher.levels)[1]
+    goals = jax.lax.scan(climb, rules.taught(network, teacher, sight), teacher.levels)[1]
     return Evidence(z, (goals,), sight.masks), pull_back
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cora.pc.rules import Latents, held, start, teach
+from cora.pc.rules import Latents, held, start, taught, teach
 from cora.types import Encoder, LearningRule, Network, Params, Sight, Tree
 
 Stacks = Float[Array, "L B _ D"]
@@ -26,7 +26,7 @@ def climb(
         above = [network.encode(level[0], x, m.context) for x, m in zip(z, sight.masks, strict=True)]
         return (above, full), (z, above, goal)
 
-    first = start(network, params.encoder.embed, sight), network.embed(teacher.embed, sight.patches)
+    first = start(network, params.encoder.embed, sight), taught(network, teacher, sight)
     return jax.lax.scan(up, first, (params.encoder.levels, teacher.levels))[1]
 
 
@@ -35,9 +35,11 @@ def told(
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], list[Latents]]]:
     """Returns level l's energy from its z_l, and (its target error, what it predicts)."""
     assert network.level.error is not None
-    guess = [network.predict(tree[1], network.norm(tree[0], x), m, kind, q)
-             for kind, (x, m, q) in enumerate(zip(z, sight.masks, above, strict=True))]
-    error = jnp.mean(network.level.error(guess, goal))
+    u = [network.norm(tree[0], x) for x in z]
+    guess = [network.predict(tree[1], x, m, kind, q) for kind, (x, m, q) in enumerate(zip(u, sight.masks, above,
+                                                                                         strict=True))]
+    beside = [] if network.beside is None else [network.beside(tree[1], x) for x in u]
+    error = jnp.mean(network.level.error(guess + beside, goal))
     return error + held(network, tree[0], z, sight), (error, jax.lax.stop_gradient(guess))
 
 
@@ -56,7 +58,7 @@ def local(network: Network, params: Params, teacher: Encoder, sight: Sight) -> t
         gradient, (error, guess) = jax.grad(own, (0, 1), has_aux=True)((tree, predictor), z)
         return guess, (error, *gradient)
 
-    silence = jax.tree.map(lambda goal: jnp.zeros_like(goal[0]), goals)
+    silence = [jnp.zeros_like(goal[0]) for goal in goals[: len(sight.masks)]]
     levels = (params.encoder.levels, params.predictors, below, goals)
     error, (d_levels, d_predictors), pull = jax.lax.scan(down, silence, levels, reverse=True)[1]
     pull = jax.tree.map(lambda d: d[0], pull)
@@ -77,7 +79,7 @@ def backprop_all(
             energy, (error, guess) = told(network, (tree, predictor), z, goal, above, sight)
             return guess, (energy, error)
 
-        silence = jax.tree.map(lambda goal: jnp.zeros_like(goal[0]), goals)
+        silence = [jnp.zeros_like(goal[0]) for goal in goals[: len(sight.masks)]]
         levels = (params.encoder.levels, params.predictors, own, goals)
         energy, error = jax.lax.scan(down, silence, levels, reverse=True)[1]
         return jnp.sum(energy), error

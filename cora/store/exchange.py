@@ -192,9 +192,11 @@ def _not_here(encoder: Pretrained) -> str:
         return ("## Not in this file\n\nThe predictor: it was trained on all levels' latents at once, for which "
                 "`VJEPA2Model` has no place. Its tensors are zeros: pass `skip_predictor=True`. Nor are the lower "
                 "levels' norms.")
+    goal = encoder.record.get("config", {}).get("target", {}).get("kind")
+    fixed = " It predicts oriented energy in space and time (`hog3d`), not latents." if goal == "hog3d" else ""
     told = " What it heard from above, at this level nothing but a bias, is in its mask tokens."
     return ("## Not in this file\n\nThe lower levels' norms and predictors; the predictor here is the last level's. "
-            f"`cora export RUN OUT` (native) keeps all.{told * encoder.learn.top_down}")
+            f"`cora export RUN OUT` (native) keeps all.{fixed}{told * encoder.learn.top_down}")
 
 
 def describe(compared: Compared) -> str:

@@ -1,0 +1,100 @@
+"""Laws of the target without a teacher: known directions, what it must not see, and that every rule learns by it."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws import compiled, drawn
+
+from cora import config
+from cora.nets import hog3d
+from cora.nets.hierarchy import build
+from cora.nets.vit import patchify, unpatchify
+from cora.pc import masks, rules, settled, topdown
+from cora.types import Sight
+
+MODEL = config.Model(frames=4, size=32, patch=8, tubelet=2, width=24, heads=2, levels=2, blocks=1,
+                     predictor_width=12, predictor_heads=1)
+TARGET = config.Target(kind="hog3d", error="squared")
+
+
+def ramp(x=0.0, y=0.0, t=0.0):
+    """A clip whose brightness rises steadily along (x, y, t)."""
+    frames, rows, columns = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in (4, 32, 32)), indexing="ij")
+    return jnp.broadcast_to((x * columns + y * rows + t * frames)[None, ..., None], (1, 4, 32, 32, 3))
+
+
+def test_unpatchify_undoes_patchify():
+    clips = jax.random.normal(jax.random.key(0), (2, 4, 32, 16, 3))
+    np.testing.assert_array_equal(unpatchify(patchify(clips, 2, 8), (2, 4, 2), 2, 8), clips)
+
+
+@pytest.mark.parametrize("axis", range(12))
+def test_a_steady_slope_along_an_axis_is_known_by_its_own_channel(axis):
+    x, y, t = hog3d.AXES[axis].tolist()
+    found = hog3d.histograms(ramp(x, y, t), MODEL, 1).reshape(2, 4, 4, 12)[:, 1:3, 1:3]
+    expected = np.maximum(0, hog3d.AXES @ hog3d.AXES[axis])
+    expected = expected / np.sqrt((expected**2).sum() + hog3d.CONTRAST**2)
+    inner = np.asarray(found) * np.ones((2, 2, 2, 12))
+    assert (inner.argmax(-1) == axis).all()
+    if abs(t) < 1e-6:  # at the first and last frame, where edges are continued, slopes in time are halved
+        np.testing.assert_allclose(inner, np.broadcast_to(expected, inner.shape), atol=1e-3)
+
+
+def test_neither_brightness_nor_what_is_uniform_is_seen_and_contrast_is_divided_out():
+    clips = 3 * jax.random.normal(jax.random.key(1), (2, 4, 32, 32, 3))
+    own = hog3d.histograms(clips, MODEL, 2)
+    np.testing.assert_allclose(hog3d.histograms(clips + 5, MODEL, 2), own, atol=1e-4)
+    np.testing.assert_allclose(hog3d.histograms(10 * clips, MODEL, 2), own, atol=0.01)
+    assert float(jnp.max(hog3d.histograms(jnp.ones_like(clips), MODEL, 2))) < 1e-3
+
+
+def test_cells_are_those_of_their_own_token():
+    """What lies deep inside one cell moves the histogram of no other."""
+    clips = jnp.zeros((1, 4, 32, 32, 3)).at[0, 1, 8 + 4 + 2, 16 + 2].set(9.0)  # token row 1, column 2; cell (1, 0)
+    found = np.asarray(hog3d.histograms(clips, MODEL, 2)).reshape(2, 4, 4, 2, 2, 12).sum(-1)
+    assert found[0, 1, 2, 1, 0] > 0.5
+    found[:, 1, 2, 1, 0] = 0
+    assert found.max() < 1e-2
+
+
+@pytest.mark.parametrize("width", [24, 96])
+def test_the_turn_into_the_width_keeps_variance_and_where_there_is_room_lengths(width):
+    model = replace(MODEL, width=width)
+    patches = jax.random.normal(jax.random.key(2), (3, 32, 2 * 64 * 3))
+    goal = np.asarray(hog3d.goal(model, TARGET)(patches))
+    assert goal.shape == (3, 32, width)
+    np.testing.assert_allclose(goal.mean((0, 1)), 0, atol=1e-4)
+    if width == 96:
+        assert abs(np.square(goal).mean() - 1) < 1e-2
+        clips = unpatchify(patches, model.grid, 2, 8)
+        plain = np.concatenate([hog3d.histograms(clips, model, n) for n in (1, 2)], axis=-1).reshape(96, -1)
+        plain = (plain - plain.mean(0)) / plain.std(0)
+        np.testing.assert_allclose(goal.reshape(96, -1) @ goal.reshape(96, -1).T * 60 / 96, plain @ plain.T, atol=1.5)
+
+
+def test_every_rule_learns_by_it_and_no_teacher_is_heard():
+    clips = jax.random.randint(jax.random.key(2), (2, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    network = build(MODEL, TARGET, config.Learn(top_down=True, seen=0.5))
+    params, teacher, other = (drawn(network, i) for i in range(3))
+    kind = masks.kinds(config.Mask(kinds=("short",)), MODEL.grid)["short"]
+    sight = Sight(network.patches(clips), (masks.sample(jax.random.key(0), kind, 2),))
+    goal = rules.gather(network.fixed(sight.patches), sight.masks[0].target)
+    _, (_, goals) = None, topdown.climb(network, params, teacher.encoder, sight)[1:]
+    np.testing.assert_allclose(goals[0], jnp.broadcast_to(goal, goals[0].shape), atol=1e-6)
+    for rule in (rules.local, rules.backprop_last, rules.backprop_all, topdown.local):
+        _, errors = run = compiled(rule, static_argnums=0)(network, params, teacher.encoder, sight)
+        again = compiled(rule, static_argnums=0)(network, params, other.encoder, sight)
+        jax.tree.map(np.testing.assert_array_equal, run, again)
+        assert float(jnp.min(errors)) > 0
+    evidence = settled.clamped(network, params, teacher.encoder, sight)[0]
+    np.testing.assert_allclose(evidence.goals[0][0][1], goal, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
+    with pytest.raises(config.ConfigError, match=r"must divide model\.patch = 8; nearest: 2"):
+        config.Pretrain(model=MODEL, target=config.Target(kind="hog3d", cells=(1, 3)))
+    with pytest.raises(config.ConfigError, match=r"has none; nearest: 'local'"):
+        config.Pretrain(model=MODEL, target=TARGET, learn=config.Learn(rule="dense"))
