@@ -16,7 +16,7 @@ from cora.store import checkpoint, weights
 
 MODEL = config.Model(frames=4, size=16, patch=8, width=12, heads=2, levels=3, predictor_width=8, predictor_heads=1)
 LEARNS = {"local": config.Learn(), "last": config.Learn(rule="backprop_last"), "dense": config.Learn(rule="dense"),
-          "top_down": config.Learn(top_down=True)}
+          "top_down": config.Learn(top_down=True), "seen": config.Learn(seen=1.0)}
 
 
 @cache
@@ -60,6 +60,14 @@ def test_a_run_begins_with_exactly_a_native_folders_weights(kind, tmp_path):
     same(state.teacher, made(kind).encoder)
     assert state.step == 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimiser))  # no moments come along
+
+
+def test_the_map_of_seen_tokens_begins_at_zero_or_is_left_behind(tmp_path):
+    bare = begun(wanted("seen", native(tmp_path / "bare"))).params.predictors
+    same({name: tree for name, tree in bare.items() if name != "beside"}, made().predictors)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(bare["beside"]))
+    left = begun(wanted("local", native(tmp_path / "seen", "seen"))).params.predictors
+    same(left, {name: tree for name, tree in made("seen").predictors.items() if name != "beside"})
 
 
 @pytest.mark.parametrize("target", ["ema", "frozen", "own"])

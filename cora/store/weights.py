@@ -247,7 +247,8 @@ def start(path: Path | str, wanted: config.Pretrain | None = None) -> tuple[conf
 
     Only a run has a learner apart from its teacher; elsewhere both are the folder's encoder. With `wanted`, the
     predictors are made as many as its rule trains: one for every level from a single one (copies), or the last level's
-    alone; its model may differ in frames and size and in how it is computed, and in nothing else. Raises WeightsError
+    alone; a map of seen tokens (`learn.seen`) that is not there begins at zero, one that is not wanted is left behind.
+    Its model may differ in frames and size and in how it is computed, and in nothing else. Raises WeightsError
     that names every field and array in which it does.
     """
     model, learner, predictors, teacher = _read(Path(path), wanted.model.levels if wanted else None)
@@ -257,12 +258,23 @@ def start(path: Path | str, wanted: config.Pretrain | None = None) -> tuple[conf
     if wanted is None:
         return model, params, teacher
     _require_model(path, model, wanted.model)
-    params = params._replace(predictors=_as_many(params.predictors, wanted.learn.predictors or model.levels))
+    many = _as_many(params.predictors, wanted.learn.predictors or model.levels)
+    params = params._replace(predictors=_reading(many, wanted))
     there = _shapes(flatten({**params.encoder._asdict(), "predictors": params.predictors}))
     strict(f"{path}: predictors of another kind than learn.rule = {wanted.learn.rule!r} with learn.top_down = "
            f"{wanted.learn.top_down} trains (dense: one of all levels' latents; top_down: with weights `above`):",
            template(wanted.model, wanted.learn), there, "wanted", "there")
     return model, params, teacher
+
+
+def _reading(predictors: Tree, wanted: config.Pretrain) -> Tree:
+    """Returns the predictors with the map that reads seen tokens, or without it, as the run wants."""
+    rest = {name: tree for name, tree in predictors.items() if name != "beside"}
+    if not wanted.learn.seen:
+        return rest
+    count, width = jax.tree.leaves(rest)[0].shape[0], wanted.model.width
+    line = {"kernel": jnp.zeros((count, width, width)), "bias": jnp.zeros((count, width))}
+    return {"beside": {"linear": line}, **predictors}
 
 
 def frozen_teacher(path: Path | str, wanted: config.Model) -> Encoder:
