@@ -142,6 +142,15 @@ def test_a_run_without_rows_still_has_a_page(tmp_path, run, gallery):
     assert "Nothing was recorded" in found.text and "Unknown" in found.text
 
 
+def test_fixed_targets_are_not_called_latents_of_a_teacher(tmp_path, run, gallery):
+    own = (sections.masks, sections.losses)
+    assert "the latents of hidden" in page(tmp_path, run, gallery, sections=own).text
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"target": {"kind": "hog3d"}}))
+    text = page(tmp_path, run, gallery, sections=own).text
+    assert "latents" not in text and "teacher" not in text and "targets are fixed" in text
+
+
 def test_the_numbers_of_probe_config_and_summary_are_on_the_page(html):
     text = Page(html).text
     for words in ("70.0%", "65.0% to 75.0%", "untrained 40.0%, pixels 50.0%", "tiled", "1.2.3", "2 min 5 s",

@@ -130,10 +130,16 @@ def clips(material: Material) -> Section:
     return Section("clips", "What it saw", body)
 
 
+def _fixed(material: Material) -> bool:
+    """Whether the targets are the same functions of the pixels for the whole run."""
+    return material.config.get("target", {}).get("kind") == "hog3d"
+
+
 def masks(material: Material) -> Section:
     """Returns the masks drawn over frames of the first clip."""
     gallery = material.gallery
-    body = paragraph("From the tokens it sees, the model predicts the latents of hidden ones at every level. "
+    goal = "how brightness changes in space and time in" if _fixed(material) else "the latents of"
+    body = paragraph(f"From the tokens it sees, the model predicts {goal} hidden ones at every level. "
                      "Each mask shown is one draw; training draws a new one for every clip.", "lead")
     body += "<p>" + swatch("linear-gradient(135deg,#3f7fc4,#66a95c)", "seen: the encoder's only input") \
         + swatch(f"rgb{TINT}", "predicted: hidden, and asked for") \
@@ -167,9 +173,11 @@ def _curves(material: Material, panels: list[figures.Panel | None], alt: str) ->
 def losses(material: Material) -> Section:
     """Returns the loss curves, and beside them skill (where recorded) or the norm of the gradient."""
     second = _panel(material, "skill", "Skill") or _panel(material, "grad_norm", "Norm of the gradient")
-    body = paragraph("Each level predicts its own latents, so each has its own loss. Strong lines are running means. "
-                     "The targets move as the teacher learns: a loss may rise while the features improve, so the "
-                     "curves show trouble, not quality.", "lead")
+    moving = ("The targets move as the teacher learns: a loss may rise while the features improve, so the curves show "
+              "trouble, not quality.")
+    fixed = "The targets are fixed: a lower loss is a better prediction, though not always better features."
+    body = paragraph("Each level predicts by itself, so each has its own loss. Strong lines are running means. "
+                     + (fixed if _fixed(material) else moving), "lead")
     body += _curves(material, [_panel(material, "loss", "Prediction loss"), second], "Curves over training.")
     return Section("loss", "How training went", body)
 
