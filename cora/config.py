@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cora.options import Mask as Mask
 from cora.options import Optim as Optim
 from cora.schema import ConfigError as ConfigError
-from cora.schema import choice, multiple, positive, require, span
+from cora.schema import choice, divisor, multiple, positive, require, span
 from cora.schema import difference as difference
 from cora.schema import from_json as from_json
 from cora.schema import to_json as to_json
@@ -99,7 +99,7 @@ def sized(name: str, **changes: Any) -> Model:
     choice("size", name, SIZES)
     width, depth, heads, ratio = SIZES[name]
     levels = changes.get("levels", 4)
-    near = min((n for n in range(1, depth + 1) if depth % n == 0), key=lambda n: abs(n - levels))
+    near = divisor(depth, levels)
     require(near == levels, "model.levels", levels, f"must divide the depth {depth}; nearest: {near}")
     shape: dict[str, Any] = {
         "size": 256, "width": width, "heads": heads, "mlp_ratio": ratio, "levels": levels, "blocks": depth // levels,
@@ -290,8 +290,7 @@ class Pretrain:
         if self.target.kind != "hog3d":
             return
         for cells in self.target.cells:
-            near = min((n for n in range(1, self.model.patch + 1) if self.model.patch % n == 0),
-                       key=lambda n: abs(n - cells))
+            near = divisor(self.model.patch, cells)
             require(near == cells, "target.cells", cells, f"must divide model.patch = {self.model.patch}; "
                     f"nearest: {near}")
         require(self.learn.rule != "dense", "learn.rule", self.learn.rule,

@@ -18,6 +18,11 @@ def require(ok: bool, name: str, value: object, legal: str) -> None:
         raise ConfigError(f"{name} = {value!r}: {legal}")
 
 
+def divisor(whole: int, near: int) -> int:
+    """Returns the divisor of `whole` that is nearest to `near`, the smaller of two that are equally near."""
+    return min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - near))
+
+
 def multiple(name: str, value: int, of: int, why: str) -> None:
     """Requires a positive multiple of `of`."""
     near = max(of, round(value / of) * of)
