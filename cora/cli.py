@@ -82,7 +82,8 @@ def features(
 def probe(
     ckpt: Positional[Path], manifest: Positional[Path], /, method: str = "linear,knn", against: Path | None = None,
     seed: int = 0, grid: Literal["cpu", "meta"] = "cpu", depth: int | None = None, heads: int | None = None,
-    epochs: int | None = None, level: int | None = None, tokens: Literal["whole", "change"] | None = None,
+    epochs: int | None = None, level: int | None = None, views: int = 8,
+    tokens: Literal["whole", "change"] | None = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Reads labels from frozen features, beside a random encoder and pixels; the test split is scored once.
@@ -98,6 +99,8 @@ def probe(
         heads: Of the attentive probe; where they do not fit, the encoder's. By default the grid's own.
         epochs: Of the attentive probe; by default the grid's own.
         level: Whose tokens the attentive probe reads; by default the highest.
+        views: Random views of each clip, cut as training does, that the linear and the attentive probe learn from and
+            answer by, beside the clip seen without chance.
         tokens: Whether it reads them as they are or without their mean over time; by default the grid's own.
         json_file: Where the result goes as JSON; it is printed as a table in any case.
     """
@@ -108,7 +111,7 @@ def probe(
     methods: Any = tuple(method.split(","))
     home = run_of(ckpt)
     report = evaluation.probe(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv",
-                              against=against, seed=seed, plan=plan, keep=home)
+                              against=against, seed=seed, plan=plan, keep=home, views=views)
     (home / "probe.json").write_text(json.dumps(report, indent=2))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2))

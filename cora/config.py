@@ -166,10 +166,10 @@ class Target:
     """With `hog3d`: histograms of so many cells along each side of a patch, one after the other."""
     start: str = ""
     """Where a frozen teacher comes from: a run folder, exported weights, or a Hugging Face folder."""
-    of: Literal["whole", "change"] = "whole"
+    of: Literal["whole", "change", "both"] = "whole"
     """`whole`: every token's latents, layer-normed (V-JEPA), under `hog3d` each channel in the batch; `change`: what of
     them departs from their mean over time at the same place, so that what stands still is neither rewarded nor
-    learned."""
+    learned; `both` (hog3d alone): the one beside the other, each in half of the channels."""
     error: Literal["absolute", "smooth", "squared"] = "absolute"
     """`smooth`: squared within 1 of the target, absolute beyond (smooth L1)."""
     momentum: tuple[float, float] = (0.99, 1.0)
@@ -177,6 +177,8 @@ class Target:
 
     def __post_init__(self) -> None:
         span("target.momentum", self.momentum, 0.0, 1.0)
+        require(self.of != "both" or self.kind == "hog3d", "target.of", self.of,
+                f"only hog3d has both, and target.kind = {self.kind!r}; nearest: 'change'")
         require(bool(self.cells), "target.cells", self.cells, "must name a number of cells; nearest: (1,)")
         require(not self.start or self.kind == "frozen", "target.start", self.start,
                 f"only a frozen teacher comes from elsewhere, and target.kind = {self.kind!r}; nearest: ''")

@@ -53,8 +53,12 @@ class Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW; weight decay spares biases, scales and the mask tokens. The schedules are in cora/pc/schedules.py."""
+    """Weight decay spares biases, scales and the mask tokens. The schedules are in cora/pc/schedules.py."""
 
+    method: Literal["adamw", "muon"] = "adamw"
+    """`muon`: every matrix of every level moves along its own orthogonalised momentum (Nesterov, .95), which serves
+    faint directions of its input as well as strong ones; an update's root mean square is about .2 of the learning rate,
+    so ten times AdamW's is a good one. All else moves by Adam with Nesterov's momentum."""
     schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
     """Of the learning rate: `cosine` from `lr` to `lr_end` or `constant`, both after a warm-up from `lr_start`;
     `cooldown`: a line from `lr` to `lr_end`."""

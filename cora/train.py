@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
+from optax.contrib import MuonDimensionNumbers, muon
 from rich.console import Console
 
 from cora import config
@@ -57,16 +58,31 @@ def schedule(optim: config.Optim, steps: int) -> optax.Schedule:
 
 
 def optimiser(optim: config.Optim, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW that decays matrices only, after the gradient's norm is bounded where `clip` says so."""
+    """Returns AdamW or Muon, decaying matrices only, after the gradient's norm is bounded where `clip` says so.
 
-    def is_matrix(tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), tree)
+    Muon: Jordan et al. 2024; its updates scaled to AdamW's as in Liu et al. 2025 (arXiv 2502.16982).
+    """
 
     decay: Any = optim.weight_decay
     if optim.weight_decay_end is not None:
         decay = schedules.cosine(optim.weight_decay, optim.weight_decay_end, int(optim.stretch * steps))
-    adamw = optax.adamw(schedule(optim, steps), optim.b1, optim.b2, optim.eps, weight_decay=decay, mask=is_matrix)
-    return optax.chain(optax.clip_by_global_norm(optim.clip), adamw) if optim.clip else adamw
+    rate = schedule(optim, steps)
+    if optim.method == "muon":
+        moving = muon(rate, weight_decay=decay, weight_decay_mask=_is_matrix, consistent_rms=0.2, adam_b1=optim.b1,
+                      adam_b2=optim.b2, muon_weight_dimension_numbers=_sides)
+    else:
+        moving = optax.adamw(rate, optim.b1, optim.b2, optim.eps, weight_decay=decay, mask=_is_matrix)
+    return optax.chain(optax.clip_by_global_norm(optim.clip), moving) if optim.clip else moving
+
+
+def _is_matrix(tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), tree)
+
+
+def _sides(tree: Any) -> Any:
+    """Returns the axes (inputs, outputs) of every matrix, its levels apart; None for what is no matrix."""
+    return jax.tree.map(lambda leaf, is_one: MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_one else None,
+                        tree, _is_matrix(tree))
 
 
 def momentum(settings: config.Pretrain, step: Int[Array, ""]) -> Float[Array, ""]:

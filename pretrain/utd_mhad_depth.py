@@ -12,6 +12,7 @@ recipe = config.Pretrain(
     mask=config.Mask(kinds=("random",), random=(0.75, 0.25)),
     target=config.Target(kind="hog3d", of="change", error="squared"),
     learn=config.Learn(seen=1.0),
+    optim=config.Optim(method="muon", lr=1e-2),
     corpus=config.Corpus(sampling="span", span=(0.7, 1.0), crop_scale=(0.5, 1.0), pack=80),
     run=config.Run(steps=400, batch=16, save_every=200),
 )

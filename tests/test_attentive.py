@@ -142,14 +142,18 @@ def test_a_grid_trained_at_once_is_each_setting_trained_by_adamw_written_out():
     """Each alone, on a cosine to 0. One batch a pass, so that the order of rows is of no account."""
     table, probe = toy(), pooler.Classifier(heads=2, depth=0, classes=3)
     x, label = jnp.asarray(table.features[0, :8].reshape(8, 6, 8), jnp.float32), jnp.asarray(table.label[:8])
+    views = jnp.stack([x, 0.5 * x], axis=1)  # each step sees one of every clip
     grid, steps, key = [(3e-2, 0.5), (1e-3, 0.8), (1e-2, 0.0)], 4, jax.random.key(5)
-    together = attentive.train(probe, x, label, jnp.asarray(grid), key, epochs=steps, batch=8)
+    together = attentive.train(probe, views, label, jnp.asarray(grid), key, epochs=steps, batch=8)
+    seen = jax.random.randint(jax.random.fold_in(key, 2), (steps, 1, 8), 0, 2)[:, 0]
+    order = jax.vmap(lambda k: jax.random.permutation(k, 8))(jax.random.split(jax.random.split(key)[1], steps))
+    assert 0 < int(seen.sum()) < seen.size
     first = compiled(lambda: pooler.init(probe, 8, jax.random.split(key)[0]))()
-    loss = lambda w: -jnp.mean(jax.nn.log_softmax(apply(probe, w, x))[jnp.arange(8), label])  # noqa: E731
+    loss = lambda w, x, y: -jnp.mean(jax.nn.log_softmax(apply(probe, w, x))[jnp.arange(8), y])  # noqa: E731
 
     @compiled
-    def step(w, m, v, t, rate, decay):
-        g, lr = jax.grad(loss)(w), rate * (1 + jnp.cos(jnp.pi * t / steps)) / 2
+    def step(w, m, v, t, rate, decay, x, y):
+        g, lr = jax.grad(loss)(w, x, y), rate * (1 + jnp.cos(jnp.pi * t / steps)) / 2
         m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
         v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
         c, d = 1 - 0.9 ** (t + 1), 1 - 0.999 ** (t + 1)
@@ -158,7 +162,8 @@ def test_a_grid_trained_at_once_is_each_setting_trained_by_adamw_written_out():
     for i, (rate, decay) in enumerate(grid):
         w, m, v = first, *[jax.tree.map(jnp.zeros_like, first)] * 2
         for t in range(steps):
-            w, m, v = step(w, m, v, *map(jnp.asarray, (float(t), rate, decay)))
+            mine = order[t]
+            w, m, v = step(w, m, v, *map(jnp.asarray, (float(t), rate, decay)), views[mine, seen[t]], label[mine])
         own = jax.tree.map(lambda leaf, i=i: leaf[i], together)
         near(telling(own), telling(w), 1e-5)
 

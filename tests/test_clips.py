@@ -5,12 +5,14 @@ Files hold pictures of one colour: red tells the file, green the frame, so a cli
 
 import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cora.config import Corpus
+from cora.config import Corpus, Model, Pretrain
+from cora.measure.features import tables
 from cora.video import clips as module
 from cora.video import codec, pack, source
 from cora.video.clips import clips, views
@@ -323,6 +325,40 @@ def test_views_see_what_a_pack_would_hold(tmp_path):
     meant = source.resize(shrunk, (0.0, 0.0, 20.0, 20.0), 16, 16)
     np.testing.assert_array_equal(views(path, Corpus(pack=20), frames=4, size=16, count=1)[0], meant)
     assert (views(path, Corpus(), frames=4, size=16, count=1)[0] != meant).any()
+
+
+@pytest.mark.parametrize("fields", [{"stride": 2, "flip": True}, {"sampling": "span", "span": (0.3, 1.0), "pack": 20}])
+def test_views_drawn_by_chance_are_cut_as_training_cuts_them(corpus_folder, fields):
+    path, corpus = corpus_folder / "7.mp4", Corpus(**fields)
+    for seed in range(3):
+        film = source.files([path])(0)
+        if corpus.pack:
+            video = source.shrink(codec.read(path, np.arange(LENGTH)), corpus.pack)
+            film = film._replace(read=lambda frames, video=video: video[frames])
+        meant = module._cut(corpus, 4, 16, film, np.random.default_rng(seed))
+        made = module.drawn(path, corpus, frames=4, size=16, count=1, rng=np.random.default_rng(seed))
+        np.testing.assert_array_equal(made[0], meant)
+    several = module.drawn(path, corpus, frames=4, size=16, count=5, rng=np.random.default_rng(0))
+    assert several.shape == (5, 4, 16, 16, 3) and len(np.unique(several.reshape(5, -1), axis=0)) == 5
+
+
+def test_a_clip_s_random_views_depend_on_no_other_clip(corpus_folder, tmp_path):
+    """As a table holds them: two readers see the same ones, and an unreadable neighbour changes none."""
+    settings = Pretrain(model=Model(frames=4, size=16, patch=8, width=16, heads=2, predictor_width=12),
+                        corpus=Corpus(crop_scale=(0.3, 0.9)))
+    flat = lambda video: video.reshape(1, len(video), -1).astype(np.float32)  # noqa: E731
+    whole = manifest_of(corpus_folder, broken=True)
+    lost = whole.clips[0]._replace(path=corpus_folder / "missing.mp4")
+    wanting = replace(whole, clips=(lost, *whole.clips[1:]))
+    found = [tables({"a": flat, "b": flat}, m, settings, ledger_of(tmp_path, m), 3) for m in (whole, wanting)]
+    a, fewer = found[0]["a"], found[1]["a"]
+    assert a.views.shape == (1, GOOD, 3, a.features.shape[2])
+    np.testing.assert_array_equal(a.views, found[0]["b"].views)
+    np.testing.assert_array_equal(a.views[:, 1:], fewer.views)
+    alone = tables({"a": flat}, whole, settings, ledger_of(tmp_path, whole))["a"]
+    assert alone.views is None
+    np.testing.assert_array_equal(a.features, alone.features)
+    assert len(np.unique(a.every()[0, 3], axis=0)) == 4
 
 
 def test_views_of_an_unreadable_file_say_why(corpus_folder):

@@ -82,6 +82,15 @@ def test_the_turn_into_the_width_keeps_variance_and_where_there_is_room_lengths(
         np.testing.assert_allclose(goal.reshape(96, -1) @ goal.reshape(96, -1).T * 60 / 96, plain @ plain.T, atol=1.5)
 
 
+def test_both_forms_stand_beside_each_other():
+    """Inner products over all channels are the mean of those of the two forms alone, where there is room for all."""
+    model, kind = replace(MODEL, width=120, heads=4), {"kind": "hog3d", "error": "squared"}
+    patches = jax.random.normal(jax.random.key(2), (3, 32, 2 * 64 * 3))
+    whole, change, both = (np.asarray(hog3d.goal(model, config.Target(of=of, **kind))(patches)).reshape(96, -1)
+                           for of in ("whole", "change", "both"))
+    np.testing.assert_allclose(both @ both.T, (whole @ whole.T + change @ change.T) / 2, atol=2e-2)
+
+
 def test_every_rule_learns_by_it_and_no_teacher_is_heard():
     clips = jax.random.randint(jax.random.key(2), (2, 4, 32, 32, 3), 0, 256).astype(jnp.uint8)
     network = build(MODEL, TARGET, config.Learn(top_down=True, seen=0.5))
@@ -104,5 +113,7 @@ def test_every_rule_learns_by_it_and_no_teacher_is_heard():
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
     with pytest.raises(config.ConfigError, match=r"must divide model\.patch = 8; nearest: 2"):
         config.Pretrain(model=MODEL, target=config.Target(kind="hog3d", cells=(1, 3)))
+    with pytest.raises(config.ConfigError, match=r"only hog3d has both, .* nearest: 'change'"):
+        config.Target(of="both")
     with pytest.raises(config.ConfigError, match=r"has none; nearest: 'local'"):
         config.Pretrain(model=MODEL, target=TARGET, learn=config.Learn(rule="dense"))

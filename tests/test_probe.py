@@ -97,13 +97,14 @@ def test_neighbours_vote_by_cosine() -> None:
     x, rest = probe.standardise(table.features[0, :40], table.features[0, 40:])
     unit, other = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, rest))
     nearest = np.argmax(other @ unit.T, axis=1)
-    assert np.array_equal(probe._knn(x, 7 * rest, table.label[:40], [1])[0], table.label[:40][nearest])
+    classes, chance = probe._knn(x, 7 * rest, table.label[:40], [1])
+    assert np.array_equal(classes[chance[0].argmax(1)], table.label[:40][nearest])
 
 
 def test_nearer_neighbours_weigh_more_and_break_ties() -> None:
     angles = np.array([0.3, 0.1])  # class 0 is farther from the row in question than class 1
     fit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert probe._knn(fit, np.array([[1.0, 0.0]]), np.array([0, 1]), [2])[0] == [1]
+    assert probe._knn(fit, np.array([[1.0, 0.0]]), np.array([0, 1]), [2])[1][0, 0].argmax() == 1
 
 
 def test_constant_pixels_are_read_at_chance_and_not_an_error() -> None:
@@ -128,9 +129,9 @@ def test_rotation_into_the_span_keeps_every_prediction(monkeypatch: pytest.Monke
                        for x in (fit, inside))
         np.testing.assert_allclose(small.predict_proba(outside), full.predict_proba(rest), atol=1e-5)
     monkeypatch.setattr(probe, "TOLERANCE", 1e-7)
-    rotated = probe._linear(fit, rest, table.label[train], probe.PENALTIES)
+    rotated = probe._linear(fit, rest, table.label[train], probe.PENALTIES)[1]
     monkeypatch.setattr(probe, "rotate", lambda fit, rest: (fit, rest))
-    assert np.array_equal(rotated, probe._linear(fit, rest, table.label[train], probe.PENALTIES))
+    np.testing.assert_allclose(rotated, probe._linear(fit, rest, table.label[train], probe.PENALTIES)[1], atol=1e-3)
 
 
 def test_scale_and_offset_of_a_column_change_nothing() -> None:
@@ -146,12 +147,61 @@ def test_principal_components_are_those_of_the_fitted_rows() -> None:
     rng = np.random.default_rng(0)
     fit, rest = rng.normal(size=(200, 300)) @ rng.normal(size=(300, 300)) + 5, rng.normal(size=(7, 300))
     inside, outside = probe.principal(fit, rest)
-    assert inside.shape == (200, probe.COMPONENTS) and outside.shape == (7, probe.COMPONENTS)
+    assert inside.shape == (200, 200) and outside.shape == (7, 200)
     _, values, axes = np.linalg.svd(fit - fit.mean(0), full_matrices=False)
-    size = np.sqrt((values[:probe.COMPONENTS]**2).mean() / 200)
-    np.testing.assert_allclose(np.linalg.norm(inside, axis=0), values[:probe.COMPONENTS] / size, rtol=1e-8)
-    expected = (rest - fit.mean(0)) @ axes[:probe.COMPONENTS].T / size
-    np.testing.assert_allclose(np.abs(outside), np.abs(expected), rtol=1e-6)
+    size = np.sqrt((values**2).mean() / 200)
+    np.testing.assert_allclose(np.linalg.norm(inside, axis=0)[:-1], values[:-1] / size, rtol=1e-8)
+    expected = (rest - fit.mean(0)) @ axes[:-1].T / size  # the last has no variance: 200 rows around their mean
+    np.testing.assert_allclose(np.abs(outside[:, :-1]), np.abs(expected), rtol=1e-6)
+
+
+def test_the_first_principal_components_hold_all_that_has_so_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "COMPONENTS", 32)
+    rng = np.random.default_rng(0)
+    axes = rng.normal(size=(20, 60))
+    fit, rest = rng.normal(size=(200, 20)) @ axes, rng.normal(size=(7, 20)) @ axes
+    inside, outside = probe.principal(fit, rest)
+    assert inside.shape == (200, 32)
+    fit, rest = fit - fit.mean(0), rest - fit.mean(0)
+    scale = np.linalg.norm(inside) / np.linalg.norm(fit)
+    np.testing.assert_allclose(inside @ inside.T, scale**2 * fit @ fit.T, atol=1e-8)
+    np.testing.assert_allclose(outside @ inside.T, scale**2 * rest @ fit.T, atol=1e-8)
+
+
+# ------------------------------------------------------------------------------------------------------------- views
+
+
+def many(signal: float = 0.6, noise: float = 3.0) -> Table:
+    """A table of clips whose views have their own noise; the views' mean tells more than one of them."""
+    table, rng = toy(signal=signal), np.random.default_rng(3)
+    own, *views = (table.features + noise * rng.normal(size=table.features.shape) for _ in range(9))
+    return table._replace(features=own, views=np.stack(views, axis=2))
+
+
+def test_a_linear_probe_learns_from_all_views_and_hears_them_all() -> None:
+    """As logistic regression of all views, and the largest mean probability of a clip's views."""
+    table = many(signal=3.0)
+    inside, fit = table.split == "train", table.every()[0, table.split == "train"]
+    score = probe.evaluate(table, "linear")
+    mean, deviation = (getattr(fit.reshape(-1, fit.shape[-1]), name)(0) for name in ("mean", "std"))
+    model = LogisticRegression(C=score.settings[0], tol=1e-6, max_iter=5000).fit(
+        ((fit - mean) / deviation).reshape(-1, fit.shape[-1]), np.repeat(table.label[inside], 9))
+    rest = ((table.every()[0, ~inside] - mean) / deviation).reshape(-1, fit.shape[-1])
+    answers = model.predict_proba(rest).reshape(-1, 9, 3).mean(1).argmax(1)
+    assert score.accuracy == pytest.approx((answers == table.label[~inside]).mean(), abs=1 / 24)
+    alone = probe.evaluate(table._replace(views=None), "linear")
+    assert score.accuracy > alone.accuracy + 0.1
+    assert probe.evaluate(table, "knn") == probe.evaluate(table._replace(views=None), "knn")
+
+
+def test_views_that_repeat_a_clip_change_nothing() -> None:
+    table = toy(signal=1.0)
+    twice = table._replace(views=np.repeat(table.features[:, :, None], 1, axis=2))
+    assert probe.evaluate(twice, "linear").accuracy == pytest.approx(probe.evaluate(table, "linear").accuracy, abs=0.1)
+    with pytest.raises(ValueError, match="views of shape"):
+        probe.evaluate(table._replace(views=table.features[:, :-1, None]), "linear")
+    with pytest.raises(ValueError, match="not finite"):
+        probe.evaluate(table._replace(views=table.features[:, :, None] * np.inf), "linear")
 
 
 # ------------------------------------------------------------------------------------------ groups, folds, intervals

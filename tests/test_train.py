@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from laws import compiled, drawn
 
@@ -111,6 +112,35 @@ def test_a_step_lowers_the_loss_of_a_batch_it_sees_again(rule):
         losses.append(np.asarray(metrics["loss"]))
     assert (np.mean(losses[-5:], 0) < 0.97 * np.mean(losses[:5], 0)).all()
     same(state.teacher, begun(made).params.encoder)
+
+
+def test_muon_moves_every_level_s_matrices_evenly_in_all_directions_and_apart():
+    """An update's singular values are equal but for what five Newton-Schulz steps leave, its root mean square is .2 of
+    the rate, and no level's update depends on another level's gradient; what is no matrix moves as under Adam with
+    Nesterov's momentum."""
+    made = config.Pretrain(model=MODEL)
+    optim = config.Optim(method="muon", warmup=0.0, schedule="constant", weight_decay=0.0, lr=1.0)
+    params = drawn(build(MODEL))
+    gradient = jax.tree.map(lambda leaf, k: jax.random.normal(jax.random.key(k), leaf.shape), params,
+                            jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params)))))
+    lone = jax.tree.map(lambda leaf: leaf.at[1:].multiply(7.0) if leaf.shape[0] == MODEL.levels else leaf, gradient)
+
+    def moved(optim, gradient):
+        tx = train.optimiser(optim, made.run.steps)
+        return compiled(lambda g: tx.update(g, tx.init(params), params)[0])(gradient)
+
+    (muon, other), adam = (moved(optim, g) for g in (gradient, lone)), optax.adam(1.0, b2=0.95, nesterov=True)
+    adam = compiled(lambda g: adam.update(g, adam.init(params), params)[0])(gradient)
+    for name in ("qkv", "fc1", "fc2"):
+        own, apart = (tree.encoder.levels["blocks"]["block0"][name]["linear"] for tree in (muon, other))
+        for kernel in own["kernel"]:
+            values = np.linalg.svd(kernel, compute_uv=False)
+            assert 0.6 < values.min() / values.mean() and values.max() / values.mean() < 1.5
+            assert abs(np.sqrt(np.square(kernel).mean()) / 0.2 - 1) < 0.3
+        np.testing.assert_allclose(apart["kernel"][0], own["kernel"][0], atol=1e-6)
+        np.testing.assert_allclose(apart["kernel"][1], own["kernel"][1], atol=1e-3)  # it does not ask how steep
+        np.testing.assert_allclose(own["bias"], adam.encoder.levels["blocks"]["block0"][name]["linear"]["bias"],
+                                   atol=1e-5)
 
 
 def test_two_devices_are_one():

@@ -26,8 +26,8 @@ from cora.types import Tree
 
 Setting = tuple[float, float]
 """Learning rate, weight decay."""
-CHUNK = 64
-"""Rows answered at a time."""
+CHUNK = 16
+"""Clips answered at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class Recipe:
 
     rates: tuple[float, ...] = (5e-3, 2e-3, 1e-3)
     decays: tuple[float, ...] = (0.1, 0.8)
-    epochs: int = 20
+    epochs: int = 60
+    """Passes over the clips, each time in one of their views."""
     batch: int = 16
     depth: int = 0
     """Self-attention layers before the query."""
@@ -67,7 +68,7 @@ class Recipe:
 RECIPES = {
     "cpu": Recipe(),
     "meta": Recipe(rates=(5e-3, 3e-3, 1e-3, 3e-4, 1e-4), decays=(0.01, 0.1, 0.4, 0.8), depth=3, heads=16, batch=256,
-                   of="whole"),
+                   epochs=20, of="whole"),
 }
 
 
@@ -98,48 +99,53 @@ class Fitted(NamedTuple):
 
 @partial(jax.jit, static_argnames=("probe", "epochs", "batch"))
 def train(
-    probe: Classifier, tokens: Float[Array, "n N D"], label: Int[Array, " n"], settings: Float[Array, "G 2"],
+    probe: Classifier, tokens: Float[Array, "n V N D"], label: Int[Array, " n"], settings: Float[Array, "G 2"],
     key: Array, *, epochs: int, batch: int,
 ) -> Tree:
     """Returns the parameters after `epochs` passes of mean cross-entropy, every leaf [G, ...], one row a setting.
 
-    All settings begin with the same parameters and see the same batches; each pass shuffles the rows anew and leaves
-    out those that fill no batch.
+    All settings begin with the same parameters and see the same batches; each pass shuffles the clips anew, draws a
+    view of each, and leaves out those that fill no batch.
     """
     n, size = len(label), min(batch, len(label))
     start, order = jax.random.split(key)
     rows = jax.vmap(lambda k: jax.random.permutation(k, n))(jax.random.split(order, epochs))
     rows = rows[:, : n // size * size].reshape(epochs, -1, size)
+    views = jax.random.randint(jax.random.fold_in(key, 2), rows.shape, 0, tokens.shape[1])
     first = init(probe, tokens.shape[-1], start)
 
-    def loss(weights: Tree, mine: Int[Array, " b"]) -> Float[Array, ""]:
-        scores = apply(probe, weights, tokens[mine])
+    def loss(weights: Tree, mine: Int[Array, " b"], view: Int[Array, " b"]) -> Float[Array, ""]:
+        scores = apply(probe, weights, tokens[mine, view])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, label[mine]))
 
     def alone(setting: Float[Array, "2"]) -> Tree:
         schedule = optax.cosine_decay_schedule(setting[0], rows.shape[0] * rows.shape[1])
         tx = optax.adamw(schedule, weight_decay=setting[1])
 
-        def step(carry: tuple, mine: Int[Array, " b"]) -> tuple[tuple, None]:
+        def step(carry: tuple, own: tuple[Int[Array, " b"], Int[Array, " b"]]) -> tuple[tuple, None]:
             weights, moments = carry
-            change, moments = tx.update(jax.grad(loss)(weights, mine), moments, weights)
+            change, moments = tx.update(jax.grad(loss)(weights, *own), moments, weights)
             return (optax.apply_updates(weights, change), moments), None
 
-        def epoch(carry: tuple, own: Int[Array, "s b"]) -> tuple[tuple, None]:
+        def epoch(carry: tuple, own: tuple[Int[Array, "s b"], Int[Array, "s b"]]) -> tuple[tuple, None]:
             return jax.lax.scan(step, carry, own)[0], None
 
-        return jax.lax.scan(epoch, (first, tx.init(first)), rows)[0][0]
+        return jax.lax.scan(epoch, (first, tx.init(first)), (rows, views))[0][0]
 
     return jax.vmap(alone)(settings)
 
 
 @partial(jax.jit, static_argnames="probe")
-def _answer(probe: Classifier, weights: Tree, tokens: Float[Array, "n N D"]) -> Int[Array, "G n"]:
-    return jax.vmap(lambda own: jnp.argmax(apply(probe, own, tokens), axis=-1))(weights)
+def _answer(probe: Classifier, weights: Tree, tokens: Float[Array, "n V N D"]) -> Int[Array, "G n"]:
+    def one(own: Tree) -> Int[Array, " n"]:
+        each = apply(probe, own, tokens.reshape(-1, *tokens.shape[2:])).reshape(*tokens.shape[:2], -1)
+        return jnp.argmax(jnp.mean(jax.nn.softmax(each), axis=1), axis=-1)
+
+    return jax.vmap(one)(weights)
 
 
-def answer(probe: Classifier, weights: Tree, tokens: Float[np.ndarray, "n N D"]) -> Int[np.ndarray, "G n"]:
-    """Returns the class that each of the stacked probes sees in each row."""
+def answer(probe: Classifier, weights: Tree, tokens: Float[np.ndarray, "n V N D"]) -> Int[np.ndarray, "G n"]:
+    """Returns the class that each of the stacked probes sees in each clip, by the mean of its views' probabilities."""
     found = []
     for first in range(0, len(tokens), CHUNK):
         part = tokens[first : first + CHUNK]
@@ -154,7 +160,8 @@ def answer(probe: Classifier, weights: Tree, tokens: Float[np.ndarray, "n N D"])
 def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int = 0) -> Fitted:
     """Returns the probe trained on the training rows of a table of one level, and its accuracy on the test rows.
 
-    Each row of the features holds `tokens` tokens one after the other. The setting is the one that is best on the
+    Each row of the features holds `tokens` tokens one after the other; every view of a clip is learned from, and heard
+    when it is answered for. The setting is the one that is best on the
     first of the folds of the training groups when trained on the others. Raises ValueError as `table.require` does,
     if either split is empty, if training has too few rows or classes, or for features of other than one level.
     """
@@ -162,7 +169,8 @@ def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int =
         raise ValueError(f"features of shape {table.features.shape}: must be [1, clips, {tokens} * width]")
     table = settle_split(table, seed)
     train_rows, test = table.split == "train", table.split == "test"
-    x = table.features[0].reshape(len(table.label), tokens, -1).astype(np.float32)
+    every = table.every()[0]
+    x = every.reshape(*every.shape[:2], tokens, -1).astype(np.float32)
     fold = training_folds(table, seed)
     classes, label = np.unique(table.label[train_rows], return_inverse=True)
     probe = Classifier(heads, plan.depth, len(classes))

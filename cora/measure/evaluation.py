@@ -71,14 +71,16 @@ def by_token(readable: Mapping[str, Pretrained], plan: attentive.Recipe) -> dict
 
 def probe(
     ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None, seed: int = 0,
-    plan: attentive.Recipe | None = None, keep: Path | None = None,
+    plan: attentive.Recipe | None = None, keep: Path | None = None, views: int = 8,
 ) -> dict[str, Any]:
     """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `motion` (and `against`) beside.
 
-    The attentive probe is made as `plan` says and left in the folder `keep`. Raises ConfigError for an unknown method.
+    Beside the clip seen without chance, `views` random ones of each are learned from and answered by. The attentive
+    probe is made as `plan` says and left in the folder `keep`. Raises ConfigError for an unknown method.
     """
     for method in methods:
         choice("method", method, (*METHODS, ATTENTIVE))
+    require(views >= 0, "views", views, "must not be negative; nearest: 0")
     plan = plan or attentive.Recipe()
     settings, readable = encoders(ckpt, against)
     tabular = [method for method in get_args(Method) if method in methods]
@@ -86,7 +88,8 @@ def probe(
     if ATTENTIVE in methods:
         readers |= {f"{name} tokens": reader for name, reader in by_token(readable, plan).items()}
     rows = labelled(source)
-    found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad))
+    found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad),
+                            views)
     kind = "" if tabular else " tokens"
     report = compare(found[f"trained{kind}"], found[f"random{kind}"], found[f"pixels{kind}"], tabular, seed=seed)
     for name in ("motion", "against"):
@@ -95,6 +98,7 @@ def probe(
     if ATTENTIVE in methods:
         tables = {name: found[f"{name} tokens"] for name in (*readable, "pixels")}
         report = {ATTENTIVE: _attentive(tables, readable, plan, rows.classes, keep, seed)} | report
+    report["views"] = 1 + views
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 
 

@@ -19,7 +19,7 @@ from cora.measure.table import Table
 from cora.nets.hierarchy import build
 from cora.store import exchange, weights
 from cora.store.weights import Pretrained
-from cora.video.clips import views
+from cora.video import clips
 from cora.video.codec import VideoError
 from cora.video.ledger import Ledger
 from cora.video.manifest import Clip, Manifest
@@ -121,20 +121,22 @@ def untrained(settings: config.Pretrain) -> Pretrained:
 
 
 def tables(
-    readers: Mapping[str, Reader], source: Manifest, settings: config.Pretrain, ledger: Ledger
+    readers: Mapping[str, Reader], source: Manifest, settings: config.Pretrain, ledger: Ledger, count: int = 0
 ) -> dict[str, Table]:
     """Returns one table a reader, with a row for each readable clip of `source`; the others go to the ledger.
 
-    Every clip is cut without chance: one window, in the spacing of `settings.corpus`, the whole picture.
+    Every clip is cut without chance: one window, in the spacing of `settings.corpus`, the whole picture. `count` views
+    are beside it, each cut by chance as training cuts clips, the same ones for every reader and at every time.
     """
     rows: list[Clip] = []
     parts: dict[str, list[np.ndarray]] = {name: [] for name in readers}
-    for kept, video in _batches(source, settings, ledger):
+    for kept, video in _batches(source, settings, ledger, count):
         rows += kept
         for name, read in readers.items():
             # The last batch is filled up so that nothing compiles twice.
             whole = np.concatenate([video, np.repeat(video[-1:], BATCH - len(video), axis=0)])
-            parts[name].append(read(whole)[:, : len(video)])
+            each = [read(whole[:, view])[:, : len(video)] for view in range(1 + count)]
+            parts[name].append(np.stack(each, axis=2))
     if not rows:
         raise ValueError(f"none of the {len(source.clips)} clips could be read; reasons are in {ledger.path}")
     columns = {
@@ -143,15 +145,24 @@ def tables(
         "split": np.array([clip.split for clip in rows]),
         "path": np.array([str(clip.path) for clip in rows]),
     }
-    return {name: Table(features=np.concatenate(part, axis=1), **columns) for name, part in parts.items()}
+    every = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
+    return {name: Table(features=each[:, :, 0], views=each[:, :, 1:] if count else None, **columns)
+            for name, each in every.items()}
 
 
-def _batches(source: Manifest, settings: config.Pretrain, ledger: Ledger) -> Iterator[tuple[list[Clip], Clips]]:
-    model = settings.model
+def _batches(
+    source: Manifest, settings: config.Pretrain, ledger: Ledger, count: int
+) -> Iterator[tuple[list[Clip], UInt8[np.ndarray, "B V T S S 3"]]]:
+    frames, size = settings.model.frames, settings.model.size
 
-    def cut(clip: Clip) -> np.ndarray | None:
+    def cut(clip: Clip, place: int) -> np.ndarray | None:
         try:
-            return views(clip.path, settings.corpus, frames=model.frames, size=model.size, count=1)[0]
+            plain = clips.views(clip.path, settings.corpus, frames=frames, size=size, count=1)
+            if not count:
+                return plain
+            rng = np.random.default_rng(place)  # of the clip alone: whatever was read before
+            chance = clips.drawn(clip.path, settings.corpus, frames=frames, size=size, count=count, rng=rng)
+            return np.concatenate([plain, chance])
         except VideoError as error:
             ledger.record(error)
             return None
@@ -159,6 +170,7 @@ def _batches(source: Manifest, settings: config.Pretrain, ledger: Ledger) -> Ite
     with ThreadPoolExecutor(settings.corpus.threads) as pool:
         for first in range(0, len(source.clips), BATCH):
             batch = source.clips[first : first + BATCH]
-            read = [(clip, video) for clip, video in zip(batch, pool.map(cut, batch), strict=True) if video is not None]
+            videos = pool.map(cut, batch, range(first, first + BATCH))
+            read = [(clip, video) for clip, video in zip(batch, videos, strict=True) if video is not None]
             if read:
                 yield [clip for clip, _ in read], np.stack([video for _, video in read])

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from cora.measure.table import Table, require
@@ -33,7 +34,7 @@ FOLDS = 5
 TEST_SHARE = 0.3
 """Of the rows, where the corpus has no split of its own."""
 RESAMPLES = 2000
-COMPONENTS = 128
+COMPONENTS = 512
 """At most so many principal components are kept by `principal`."""
 
 
@@ -88,10 +89,12 @@ def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method
 def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare | None" = None) -> Score:
     """Returns the test accuracy of `method`, with everything it has to choose chosen on training rows alone.
 
-    For each level, the setting with the best accuracy on held-out training groups is refitted on all training
-    rows; the level is chosen by the same held-out accuracy. `prepare` brings rows to a common scale, by default
-    `standardise`; it learns from the rows of each fit alone. Raises ValueError as `table.require` does, for an
-    unknown method, and if either split is empty or training has too few rows or classes to hold any out.
+    The linear probe learns from every view of a clip and answers by the mean of its views' probabilities; neighbours
+    are sought among the clips seen without chance. For each level, the setting with the best accuracy on held-out
+    training groups is refitted on all training rows; the level is chosen by the same held-out accuracy. `prepare`
+    brings rows to a common scale, by default `standardise`; it learns from the rows of each fit alone. Raises
+    ValueError as `table.require` does, for an unknown method, and if either split is empty or training has too few rows
+    or classes to hold any out.
     """
     if method not in METHODS:
         raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
@@ -104,7 +107,7 @@ def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare |
     # One thread: for products of a few hundred rows, a busy machine's threads wait on each other 100 times longer.
     with threadpool_limits(1):
         levels = [_level(x[train], label, fold, x[test], prepare or standardise, predict, grid)
-                  for x in table.features.astype(np.float64)]
+                  for x in (table.every() if method == "linear" else table.features[:, :, None])]
     settings, held_out, answers = zip(*levels, strict=True)
     level = int(np.argmax(held_out))
     right = np.stack(answers) == table.label[test]
@@ -123,16 +126,24 @@ def plain(score: Score) -> dict[str, Any]:
 
 def _level(x: np.ndarray, label: np.ndarray, fold: np.ndarray, x_test: np.ndarray, prepare: "Prepare",
            predict: "Predict", grid: tuple[Number, ...]) -> tuple[Number, float, np.ndarray]:
-    """Returns the chosen setting, its held-out accuracy, and its answers for the test rows."""
+    """Returns the chosen setting, its held-out accuracy, and its answers for the test clips; x is [clip, view, F]."""
     right = np.zeros((len(grid), len(label)), bool)
     for held in range(fold.max() + 1):
         out = fold == held
-        right[:, out] = predict(*prepare(x[~out], x[out]), label[~out], grid) == label[out]
+        right[:, out] = _answers(x[~out], x[out], label[~out], prepare, predict, grid) == label[out]
     accuracy = right.mean(1)
     best = int(np.argmax(accuracy))
     # The whole path up to the chosen setting, so that the last fit starts from where it started in the folds.
-    answers = predict(*prepare(x, x_test), label, grid[:best + 1])[-1]
-    return grid[best], float(accuracy[best]), answers
+    return grid[best], float(accuracy[best]), _answers(x, x_test, label, prepare, predict, grid[:best + 1])[-1]
+
+
+def _answers(fit: Float[np.ndarray, "m V F"], rest: Float[np.ndarray, "r V F"], label: np.ndarray, prepare: "Prepare",
+             predict: "Predict", grid: Sequence[Number]) -> Int[np.ndarray, "G r"]:
+    """Returns each setting's answers for the clips of `rest`, by the mean of their views' probabilities."""
+    many = fit.shape[1]
+    rows = (x.reshape(-1, x.shape[-1]) for x in (fit, rest))
+    classes, chance = predict(*prepare(*rows), np.repeat(label, many), grid)
+    return classes[chance.reshape(len(grid), len(rest), many, -1).mean(2).argmax(-1)]
 
 
 # ------------------------------------------------------------------------------------------------------ preparations
@@ -156,11 +167,16 @@ def principal(fit: Float[np.ndarray, "m F"], rest: Float[np.ndarray, "r F"],
     """Returns both on the first P = min(COMPONENTS, m, F) principal components of `fit`, divided by one number.
 
     For numbers of one unit, as pixels and latents are: to give each the same deviation would raise the noise of those
-    that hardly ever change to the height of those that tell classes apart.
+    that hardly ever change to the height of those that tell classes apart. Where there are more than COMPONENTS, the
+    first are found by random projection and one power iteration (Halko et al. 2011), so only nearly.
     """
     mean = fit.mean(0)
-    fit, rest = rotate(fit - mean, rest - mean)
-    axes = np.linalg.svd(fit, full_matrices=False)[2][:COMPONENTS].T
+    fit, rest = fit - mean, rest - mean
+    if min(fit.shape) > COMPONENTS:  # exactly, a small corpus seen in many views would take minutes
+        axes = randomized_svd(fit, COMPONENTS, n_iter=1, random_state=0)[2].T
+    else:
+        fit, rest = rotate(fit, rest)
+        axes = np.linalg.svd(fit, full_matrices=False)[2].T
     fit, rest = fit @ axes, rest @ axes
     size = np.sqrt(np.square(fit).mean()) or 1.0
     return fit / size, rest / size
@@ -183,28 +199,29 @@ def rotate(fit: Float[np.ndarray, "m F"], rest: Float[np.ndarray, "r F"],
 # ------------------------------------------------------------------------------------------------------- classifiers
 
 
-Predict = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[Number]], np.ndarray]
-"""(rows to fit, rows to answer for, labels, settings) -> answers [setting, row]."""
+Predict = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[Number]], tuple[np.ndarray, np.ndarray]]
+"""(rows to fit, rows to answer for, labels, settings) -> classes, and their probabilities [setting, row, class]."""
 
 
-def _linear(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Number]) -> np.ndarray:
+def _linear(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Number],
+            ) -> tuple[np.ndarray, np.ndarray]:
     if (label == label[0]).all():  # all that a fold of one class can teach
-        return np.full((len(grid), len(rest)), label[0])
+        return label[:1], np.ones((len(grid), len(rest), 1))
     fit, rest = rotate(fit, rest)
     model = LogisticRegression(tol=TOLERANCE, max_iter=1000, warm_start=True)
-    answers = []
+    found = []
     with warnings.catch_warnings():
         # A fit that stops early is a valid classifier with a little more shrinkage, chosen and scored as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in grid:
-            answers.append(model.set_params(C=strength).fit(fit, label).predict(rest))
-    return np.stack(answers)
+            found.append(model.set_params(C=strength).fit(fit, label).predict_proba(rest))
+    return model.classes_, np.stack(found)
 
 
-def _knn(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Number]) -> np.ndarray:
+def _knn(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Number]) -> tuple[np.ndarray, np.ndarray]:
     # Votes are weighted by 1 / distance, else a tie would go to the class with the lowest number.
     models = (KNeighborsClassifier(k, metric="cosine", weights="distance") for k in grid)
-    return np.stack([model.fit(fit, label).predict(rest) for model in models])
+    return np.unique(label), np.stack([model.fit(fit, label).predict_proba(rest) for model in models])
 
 
 METHODS: dict[str, tuple[Predict, tuple[Number, ...]]] = {"linear": (_linear, PENALTIES), "knn": (_knn, NEIGHBOURS)}

@@ -28,6 +28,13 @@ class Table(NamedTuple):
     """`train` or `test` in every row; or the empty string in every row, where the corpus has no split."""
     path: np.ndarray | None = None
     """File of the clip, where it is known; nothing is computed from it."""
+    views: Float[np.ndarray, "L n V F"] | None = None
+    """Features of V further views of each clip, cut by chance, for probes that learn from many views."""
+
+    def every(self) -> Float[np.ndarray, "L n V F"]:
+        """Returns the features of every view of each clip, `features` first."""
+        own = self.features[:, :, None]
+        return own if self.views is None else np.concatenate([own, self.views], axis=2)
 
 
 def require(table: Table) -> None:
@@ -39,6 +46,9 @@ def require(table: Table) -> None:
     if table.features.ndim != 3 or 0 in table.features.shape:
         raise ValueError(f"features of shape {table.features.shape}: must be [levels, clips, numbers], none of them 0")
     rows = table.features.shape[1]
+    if table.views is not None and table.views.shape[:2] + table.views.shape[3:] != table.features.shape:
+        raise ValueError(f"views of shape {table.views.shape}: must be [levels, clips, views, numbers], "
+                         f"all but the views as the features {table.features.shape}")
     for name in ("label", "group", "split"):
         column = getattr(table, name)
         if column.shape != (rows,):
@@ -47,8 +57,9 @@ def require(table: Table) -> None:
         raise ValueError(f"{missing} of {rows} clips have no label: every row needs one from 0; drop these rows")
     if (classes := len(np.unique(table.label))) < 2:
         raise ValueError(f"{classes} class in {rows} clips: a classifier needs at least 2")
-    if not np.isfinite(table.features).all():
-        level, row = (int(i) for i in np.argwhere(~np.isfinite(table.features))[0][:2])
+    every = table.every()
+    if not np.isfinite(every).all():
+        level, row = (int(i) for i in np.argwhere(~np.isfinite(every))[0][:2])
         raise ValueError(f"features of level {level}, row {row} are not finite")
     found = set(np.unique(table.split).tolist())
     if found != {""} and not found <= set(SPLITS):

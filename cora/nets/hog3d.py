@@ -51,10 +51,12 @@ def goal(model: config.Model, target: config.Target) -> Callable[[Float[Array, "
     """Returns patches -> targets of all tokens: the histograms of every `target.cells`, turned into `width` channels by
     a fixed random map that keeps lengths, if there is room.
 
-    Before that each channel has mean 0 and unit variance in the batch, or is what `targets.change` makes of it.
+    Before that each channel has mean 0 and unit variance in the batch, or is what `targets.change` makes of it, or each
+    is there in both forms.
     """
-    change = targets.change(model.grid[0])
-    features = sum(len(AXES) * cells**2 for cells in target.cells)
+    forms = {"whole": (_standardised,), "change": (targets.change(model.grid[0]),)}
+    forms["both"] = forms["whole"] + forms["change"]
+    features = sum(len(AXES) * cells**2 for cells in target.cells) * len(forms[target.of])
     rng = np.random.default_rng(0)
     turn = np.linalg.qr(rng.normal(size=(max(features, model.width), min(features, model.width))))[0]
     turn = (turn if turn.shape[0] == features else turn.T).astype(np.float32) * (model.width / features) ** 0.5
@@ -62,9 +64,11 @@ def goal(model: config.Model, target: config.Target) -> Callable[[Float[Array, "
     def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
         clips = unpatchify(patches, model.grid, model.tubelet, model.patch)
         found = jnp.concatenate([histograms(clips, model, cells) for cells in target.cells], axis=-1)
-        if target.of == "change":
-            return change(found) @ turn
-        found = found - jnp.mean(found, axis=(0, 1), keepdims=True)
-        return found * jax.lax.rsqrt(jnp.mean(jnp.square(found), axis=(0, 1), keepdims=True) + 1e-5) @ turn
+        return jnp.concatenate([form(found) for form in forms[target.of]], axis=-1) @ turn
 
     return of
+
+
+def _standardised(x: Float[Array, "B N F"]) -> Float[Array, "B N F"]:
+    x = x - jnp.mean(x, axis=(0, 1), keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=(0, 1), keepdims=True) + 1e-5)

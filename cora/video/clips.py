@@ -103,16 +103,34 @@ def views(path: Path | str, corpus: Corpus, *, frames: int, size: Size, count: i
     in training is; a wider or taller picture is first cut to the nearest such aspect about its centre.
     Raises codec.VideoError.
     """
-    path = Path(path)
-    info = codec.inspect(path)
+    info = codec.inspect(Path(path))
     numbers = np.stack([_numbers(info, corpus, frames, (view + 0.5) / count, 1.0) for view in range(count)])
-    needed, where = np.unique(numbers, return_inverse=True)
-    video = codec.read(path, needed)
-    if corpus.pack:
-        video = shrink(video, corpus.pack)
+    video, where = _read(path, corpus, numbers)
     high, wide = (size, size) if isinstance(size, int) else size
     box = _centre(video.shape[1], video.shape[2], corpus.crop_aspect, wide / high)
-    return resize(video, box, high, wide)[where.reshape(numbers.shape)]
+    return resize(video, box, high, wide)[where]
+
+
+def drawn(
+    path: Path | str, corpus: Corpus, *, frames: int, size: Size, count: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "V T H W 3"]:
+    """Returns `count` clips of one file by chance, as training cuts them, from one reading of the file.
+
+    Raises codec.VideoError.
+    """
+    info = codec.inspect(Path(path))
+    numbers = np.stack([_numbers(info, corpus, frames, rng.uniform(), rng.uniform(*corpus.span)) for _ in range(count)])
+    video, where = _read(path, corpus, numbers)
+    return np.stack([_framed(video[own], corpus, size, rng) for own in where])
+
+
+def _read(
+    path: Path | str, corpus: Corpus, numbers: Int[np.ndarray, "V T"]
+) -> tuple[UInt8[np.ndarray, "_ H W 3"], Int[np.ndarray, "V T"]]:
+    """Returns the frames of these numbers, each once and as a pack would hold it, and where each number's is."""
+    needed, where = np.unique(numbers, return_inverse=True)
+    video = codec.read(Path(path), needed)
+    return shrink(video, corpus.pack) if corpus.pack else video, where.reshape(numbers.shape)
 
 
 # ------------------------------------------------------------------------------------------------- one training clip
@@ -157,11 +175,16 @@ def _lazy_permutation(count: int, rng: np.random.Generator) -> Iterator[int]:
 def _cut(corpus: Corpus, frames: int, size: Size, film: Opened, rng: np.random.Generator) -> Video:
     """Returns one random clip: a window in time, one crop for all its frames, perhaps mirrored."""
     numbers = _numbers(film.info, corpus, frames, rng.uniform(), rng.uniform(*corpus.span))
-    high, wide = (size, size) if isinstance(size, int) else size
-    box = _crop(film.info.height, film.info.width, corpus.crop_scale, corpus.crop_aspect, wide / high, rng)
-    mirrored = corpus.flip and rng.uniform() < 0.5
     needed, where = np.unique(numbers, return_inverse=True)
-    video = resize(film.read(needed), box, high, wide)[where]
+    return _framed(film.read(needed), corpus, size, rng)[where]
+
+
+def _framed(video: UInt8[np.ndarray, "n h w 3"], corpus: Corpus, size: Size, rng: np.random.Generator) -> Video:
+    """Returns the frames in one random crop, perhaps mirrored."""
+    high, wide = (size, size) if isinstance(size, int) else size
+    box = _crop(video.shape[1], video.shape[2], corpus.crop_scale, corpus.crop_aspect, wide / high, rng)
+    mirrored = corpus.flip and rng.uniform() < 0.5
+    video = resize(video, box, high, wide)
     return np.ascontiguousarray(video[:, :, ::-1]) if mirrored else video
 
 
