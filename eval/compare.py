@@ -5,8 +5,10 @@
         --hold s3 s7 --seeds 0 --methods linear attentive \\
         --variants local local,learn.top_down=true local,target.kind=own,learn.prior=0.05 dense pc,infer.steps=2
 
-A variant is a rule and any fields of the recipe. With --hold, choices can be made without the test people: the named
-groups of the training split are kept out of pretraining and are the test rows, and the true test rows are left out.
+A variant is a rule and any fields of the recipe; `labels` is the same encoder trained from scratch with labels, at
+equal steps (supervised.py), and may have fields too (`labels,optim.lr=0.003`). With --hold, choices can be made without
+the test people: the named groups of the training split are kept out of pretraining and are the test rows, and the true
+test rows are left out.
 Appends one line a run to OUT/results.jsonl, skips what is there already, and prints the table of means over seeds.
 """
 
@@ -16,11 +18,14 @@ import json
 import re
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
+import supervised
 
 from cora import config, train
 from cora.cli import load_recipe
@@ -30,13 +35,22 @@ from cora.schema import require
 from cora.video import manifest
 
 Row = dict[str, Any]
+LABELS = "labels"
+
+
+def labelled(variant: str) -> bool:
+    """Returns whether this is the control with labels rather than a rule."""
+    return variant.split(",")[0] == LABELS
 
 
 def varied(recipe: config.Pretrain, variant: str) -> config.Pretrain:
     """Returns the recipe with a variant's rule and fields, `rule,section.field=value,...`. Raises ConfigError for a
     field that is not there."""
     whole = json.loads(config.to_json(recipe))
+    variant = variant.removeprefix(LABELS).strip(",") if labelled(variant) else variant
     for word in re.split(",(?=[a-z])", variant):  # a list's commas are followed by numbers, quotes or brackets
+        if not word:
+            continue
         name, _, value = word.partition("=") if "=" in word else ("learn.rule", "", word)
         section, _, field = name.partition(".")
         require(section in whole, name, value, f"no such section; legal: {', '.join(whole)}")
@@ -62,31 +76,48 @@ def held_out(source: Path, groups: list[str], out: Path) -> Path:
     return out
 
 
-def memory(recipe: config.Pretrain) -> float:
-    """Returns the MiB of temporary memory that XLA lays out for one whole training step."""
+def cost(recipe: config.Pretrain) -> tuple[float, float]:
+    """Returns (MiB of temporary memory, 10^9 floating-point operations) of one whole training step, as XLA lays it out.
+
+    XLA counts the body of a loop once, so loops are unrolled for the operations, not for the memory.
+    """
     network = build(recipe.model, recipe.target, recipe.learn)
     state = jax.eval_shape(lambda: train.initialise(network, recipe))
     clips = tuple(jax.ShapeDtypeStruct((part.run.batch, part.model.frames, *part.model.sides, 3), np.uint8)
                   for part in recipe.parts())
-    laid_out = jax.jit(train.make_step(recipe), donate_argnums=0).lower(state, clips).compile().memory_analysis()
-    assert laid_out is not None, "this backend does not say"
-    return laid_out.temp_size_in_bytes / 2**20
+    step = train.make_step(recipe)
+    laid_out = jax.jit(step, donate_argnums=0).lower(state, clips).compile().memory_analysis()
+    with mock.patch.object(jax.lax, "scan", partial(jax.lax.scan, unroll=True)):
+        counted: Any = jax.jit(lambda *it: step(*it)).lower(state, clips).compile().cost_analysis()
+    assert laid_out is not None and counted is not None, "this backend does not say"
+    return laid_out.temp_size_in_bytes / 2**20, counted["flops"] / 1e9
 
 
-def run(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str]) -> Row:
-    """Trains one run to its end, probes it, and returns its row."""
+def run(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], beside: bool = True) -> Row:
+    """Trains one run to its end, probes it, and returns its row; `beside`: also what it has to beat."""
+    mib, operations = cost(recipe)
     begun = time.perf_counter()
     train.fit(recipe, folder)
     trained = time.perf_counter() - begun
     named: Any = tuple(methods)
-    report = evaluation.probe(folder, source, methods=named, ledger=folder / "bad_files_probe.csv")
-    return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": memory(recipe),
-            **report}
+    report = evaluation.probe(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside)
+    return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
+            "gflop": operations, **report}
+
+
+def with_labels(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str]) -> Row:
+    """Returns the row of the control with labels, the same under every method."""
+    begun = time.perf_counter()
+    score = supervised.run(recipe, source, folder)
+    return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": time.perf_counter() - begun,
+            "mib": float("nan"), "gflop": float("nan")} | dict.fromkeys(methods, score)
 
 
 def table(rows: list[Row], methods: list[str]) -> str:
-    """Returns a Markdown table: mean and range over seeds of the test accuracy, by variant and probe."""
-    lines = [f"| features | {' | '.join(methods)} | MiB a step | seconds |", "|---|" + "---|" * (len(methods) + 2)]
+    """Returns a Markdown table: mean and range over seeds of the test accuracy, by variant and probe; memory and
+    operations of a step, operations of the run."""
+    lines = [f"| features | {' | '.join(methods)} | MiB a step | 10^9 flop a step | 10^12 in all | seconds |",
+             "|---|" + "---|" * (len(methods) + 4)]
 
     def cell(scores: list[float]) -> str:
         return f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
@@ -94,12 +125,15 @@ def table(rows: list[Row], methods: list[str]) -> str:
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
         cells = [cell([row[method]["accuracy"] for row in own]) for method in methods]
-        spent = f"{own[0]['mib']:.0f} | {np.mean([row['train_seconds'] for row in own]):.0f}"
+        step = own[0].get("gflop", float("nan"))
+        spent = (f"{own[0]['mib']:.0f} | {step:.1f} | {step * own[0]['steps'] / 1e3:.2f} | "
+                 f"{np.mean([row['train_seconds'] for row in own]):.0f}")
         lines.append(f"| {variant}, {len(own)} seeds | {' | '.join(cells)} | {spent} |")
-    for baseline in ("random", "pixels"):
-        own = [row for row in rows if row["variant"] == rows[0]["variant"]]
-        cells = [cell([row[method][baseline]["accuracy"] for row in own]) for method in methods]
-        lines.append(f"| {baseline} | {' | '.join(cells)} | | |")
+    probed = [row for row in rows if "random" in row[methods[0]]]
+    for baseline in ("random", "pixels", "motion"):
+        own = list({row["seed"]: row for row in reversed(probed)}.values())  # the first of each seed
+        known = [[row[method][baseline]["accuracy"] for row in own if baseline in row[method]] for method in methods]
+        lines.append(f"| {baseline} | {' | '.join(cell(scores) if scores else '' for scores in known)} | | | | |")
     return "\n".join(lines)
 
 
@@ -126,7 +160,14 @@ def main() -> None:
             corpus = replace(settings.corpus, path=settings.corpus.path or str(source))
             settings = replace(settings, corpus=corpus, run=replace(settings.run, seed=seed))
             name = "".join(c if c.isalnum() else "_" for c in variant)
-            rows.append({"variant": variant, **run(settings, source, given.out / f"{name}_{seed}", given.methods)})
+            folder = given.out / f"{name}_{seed}"
+            if labelled(variant):
+                row = with_labels(settings, source, folder, given.methods)
+            else:  # what has to be beaten is the same for every variant of one encoder
+                known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows)
+                alike = settings.model == recipe.model and settings.corpus == replace(recipe.corpus, path=corpus.path)
+                row = run(settings, source, folder, given.methods, beside=not (known and alike))
+            rows.append({"variant": variant, **row})
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")
     print(table(rows, given.methods))

@@ -86,7 +86,7 @@ def test_both_forms_stand_beside_each_other():
     """Inner products over all channels are the mean of those of the two forms alone, where there is room for all."""
     model, kind = replace(MODEL, width=120, heads=4), {"kind": "hog3d", "error": "squared"}
     patches = jax.random.normal(jax.random.key(2), (3, 32, 2 * 64 * 3))
-    whole, change, both = (np.asarray(hog3d.goal(model, config.Target(of=of, **kind))(patches)).reshape(96, -1)
+    whole, change, both = (np.asarray(build(model, config.Target(of=of, **kind)).fixed(patches)).reshape(96, -1)
                            for of in ("whole", "change", "both"))
     np.testing.assert_allclose(both @ both.T, (whole @ whole.T + change @ change.T) / 2, atol=2e-2)
 

@@ -280,7 +280,7 @@ def test_interval_over_groups_is_wider_where_groups_agree_and_needs_three_of_the
 def test_report_is_json_with_every_part_and_its_split_is_drawn_where_there_is_none() -> None:
     table = toy(signal=20.0, levels=2)
     other, pixels = table._replace(features=table.features * 0 + 1), table._replace(features=table.features[:1])
-    report = probe.probe(table, other, pixels)
+    report = probe.probe(table, {"random": other, "pixels": pixels})
     assert json.loads(json.dumps(report)) == report
     assert (report["n_train"], report["n_test"], report["groups"], report["drawn_split"]) == (48, 24, 2, False)
     for method in ("linear", "knn"):
@@ -290,10 +290,10 @@ def test_report_is_json_with_every_part_and_its_split_is_drawn_where_there_is_no
         for one in (part, part["random"], part["pixels"]):
             assert {"accuracy", "ci95", "ci_over", "level", "per_level"} <= set(one) and len(one["ci95"]) == 2
     bare = [t._replace(split=np.full(72, "")) for t in (table, other, pixels)]
-    drawn = probe.probe(*bare, ("linear",))
+    drawn = probe.probe(bare[0], {"random": bare[1], "pixels": bare[2]}, ("linear",))
     assert drawn["drawn_split"] and drawn["n_test"] + drawn["n_train"] == 72 and "knn" not in drawn
     with pytest.raises(ValueError, match="pixels table differs from the trained one in label"):
-        probe.probe(table, other, pixels._replace(label=pixels.label[::-1]))
+        probe.probe(table, {"pixels": pixels._replace(label=pixels.label[::-1])})
 
 
 def test_a_fold_that_teaches_one_class_still_counts() -> None:

@@ -35,7 +35,7 @@ class Recipe:
     """How the probe is made and trained: AdamW (decaying all parameters) on a cosine from the learning rate to 0."""
 
     rates: tuple[float, ...] = (5e-3, 2e-3, 1e-3)
-    decays: tuple[float, ...] = (0.1, 0.8)
+    decays: tuple[float, ...] = (0.1,)
     epochs: int = 60
     """Passes over the clips, each time in one of their views."""
     batch: int = 16

@@ -9,7 +9,7 @@ from rich.table import Table as Lines
 
 from cora import config
 from cora.measure import attentive, features
-from cora.measure.probe import METHODS, Method, evaluate, plain, principal
+from cora.measure.probe import METHODS, Method, plain
 from cora.measure.probe import probe as compare
 from cora.measure.table import SPLITS, Table
 from cora.schema import choice, require
@@ -19,6 +19,8 @@ from cora.video import manifest
 from cora.video.ledger import Ledger
 
 ATTENTIVE = "attentive"
+TOKENS = " tokens"
+"""Ends the names of tables that an attentive probe reads."""
 Named = Method | Literal["attentive"]
 
 
@@ -54,26 +56,29 @@ def _matching(settings: config.Pretrain, against: Path) -> Pretrained:
     return encoder
 
 
-def pooled(readable: Mapping[str, Pretrained]) -> dict[str, features.Reader]:
-    """Returns the readers of what the linear and the nearest-neighbour probe see."""
-    return {name: features.pooled(encoder) for name, encoder in readable.items()} | {
-        "pixels": features.ordered_pixels, "motion": features.motion}
+def pooled(readable: Mapping[str, features.Once], beside: bool) -> dict[str, features.Reader]:
+    """Returns the readers of what the linear and the nearest-neighbour probe see, of pixels and motion if `beside`."""
+    floors = {"pixels": features.ordered_pixels, "motion": features.motion} if beside else {}
+    return {name: features.pooled(encoder) for name, encoder in readable.items()} | floors
 
 
-def by_token(readable: Mapping[str, Pretrained], plan: attentive.Recipe) -> dict[str, features.Reader]:
+def by_token(
+    readable: Mapping[str, features.Once], plan: attentive.Recipe, beside: bool
+) -> dict[str, features.Reader]:
     """Returns the readers of what an attentive probe sees. Raises ConfigError if an encoder lacks the level."""
     for encoder in readable.values():
         most = encoder.model.levels - 1
         require(plan.level <= most, "level", plan.level, f"must be at most {most}; nearest: {most}")
-    return {name: features.tokens(encoder, plan.level, plan.of) for name, encoder in readable.items()} | {
-        "pixels": features.pixel_tokens(readable["trained"].model, plan.of)}
+    floor = {"pixels": features.pixel_tokens(readable["trained"].model, plan.of)} if beside else {}
+    return {name: features.tokens(encoder, plan.level, plan.of) for name, encoder in readable.items()} | floor
 
 
 def probe(
     ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None, seed: int = 0,
-    plan: attentive.Recipe | None = None, keep: Path | None = None, views: int = 8,
+    plan: attentive.Recipe | None = None, keep: Path | None = None, views: int = 8, beside: bool = True,
 ) -> dict[str, Any]:
-    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `motion` (and `against`) beside.
+    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `random`, `pixels`, `motion` (and
+    `against`) beside; with `beside` False only the encoder (and `against`).
 
     Beside the clip seen without chance, `views` random ones of each are learned from and answered by. The attentive
     probe is made as `plan` says and left in the folder `keep`. Raises ConfigError for an unknown method.
@@ -83,21 +88,20 @@ def probe(
     require(views >= 0, "views", views, "must not be negative; nearest: 0")
     plan = plan or attentive.Recipe()
     settings, readable = encoders(ckpt, against)
+    if not beside:
+        del readable["random"]
     tabular = [method for method in get_args(Method) if method in methods]
-    readers = pooled(readable) if tabular else {}
+    shared = {name: features.Once(encoder) for name, encoder in readable.items()}
+    readers = pooled(shared, beside) if tabular else {}
     if ATTENTIVE in methods:
-        readers |= {f"{name} tokens": reader for name, reader in by_token(readable, plan).items()}
+        readers |= {name + TOKENS: reader for name, reader in by_token(shared, plan, beside).items()}
     rows = labelled(source)
-    found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad),
-                            views)
-    kind = "" if tabular else " tokens"
-    report = compare(found[f"trained{kind}"], found[f"random{kind}"], found[f"pixels{kind}"], tabular, seed=seed)
-    for name in ("motion", "against"):
-        for method in tabular if name in found else ():
-            report[method][name] = plain(evaluate(found[name], method, seed=seed, prepare=principal))
+    found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad), views)
+    by_tokens = {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)}
+    tables = {name: table for name, table in found.items() if not name.endswith(TOKENS)} or dict(by_tokens)
+    report = compare(tables.pop("trained"), tables, tabular, seed=seed)
     if ATTENTIVE in methods:
-        tables = {name: found[f"{name} tokens"] for name in (*readable, "pixels")}
-        report = {ATTENTIVE: _attentive(tables, readable, plan, rows.classes, keep, seed)} | report
+        report = {ATTENTIVE: _attentive(by_tokens, readable, plan, rows.classes, keep, seed)} | report
     report["views"] = 1 + views
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 

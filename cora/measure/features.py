@@ -32,7 +32,20 @@ Of = Literal["whole", "change"]
 BATCH = 32
 
 
-def pooled(encoder: Pretrained) -> Reader:
+class Once:
+    """A frozen encoder that computes once what several readers ask it in turn about the same batch."""
+
+    def __init__(self, encoder: Pretrained) -> None:
+        self.model, self._encoder = encoder.model, encoder
+        self._asked: Clips | None = None
+
+    def __call__(self, video: Clips) -> Float[np.ndarray, "L B N D"]:
+        if video is not self._asked:
+            self._asked, self._latents = video, np.asarray(self._encoder(video))
+        return self._latents
+
+
+def pooled(encoder: Pretrained | Once) -> Reader:
     """Returns the reader of a frozen encoder: two summaries of how each level's normed latents z(time, place) change.
 
     With z averaged over the quarters of the frame, its departures from its mean over time, at each time step (what
@@ -65,7 +78,7 @@ def per_token(encoder: Pretrained) -> Reader:
     return lambda video: np.asarray(encoder(video)).reshape(encoder.model.levels, len(video), -1)
 
 
-def tokens(encoder: Pretrained, level: int, of: Of) -> Reader:
+def tokens(encoder: Pretrained | Once, level: int, of: Of) -> Reader:
     """Returns the reader of one level's tokens, whole or without their mean over time; F is N D."""
     steps = encoder.model.grid[0]
     return lambda video: _changing(np.asarray(encoder(video))[level], steps, of)
@@ -132,11 +145,14 @@ def tables(
     parts: dict[str, list[np.ndarray]] = {name: [] for name in readers}
     for kept, video in _batches(source, settings, ledger, count):
         rows += kept
-        for name, read in readers.items():
-            # The last batch is filled up so that nothing compiles twice.
-            whole = np.concatenate([video, np.repeat(video[-1:], BATCH - len(video), axis=0)])
-            each = [read(whole[:, view])[:, : len(video)] for view in range(1 + count)]
-            parts[name].append(np.stack(each, axis=2))
+        # The last batch is filled up so that nothing compiles twice.
+        whole = np.concatenate([video, np.repeat(video[-1:], BATCH - len(video), axis=0)])
+        each: dict[str, list[np.ndarray]] = {name: [] for name in readers}
+        for view in np.moveaxis(whole, 1, 0):  # all readers of one view, then the next: see `Once`
+            for name, read in readers.items():
+                each[name].append(read(view)[:, : len(video)])
+        for name, found in each.items():
+            parts[name].append(np.stack(found, axis=2))
     if not rows:
         raise ValueError(f"none of the {len(source.clips)} clips could be read; reasons are in {ledger.path}")
     columns = {

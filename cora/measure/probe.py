@@ -7,7 +7,7 @@ no encoder and no file.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -59,26 +59,25 @@ class Score(NamedTuple):
 # ------------------------------------------------------------------------------------------------ whole evaluations
 
 
-def probe(trained: Table, random: Table, pixels: Table, methods: Sequence[Method] = ("linear", "knn"), *,
+def probe(trained: Table, others: Mapping[str, Table], methods: Sequence[Method] = ("linear", "knn"), *,
           seed: int = 0) -> dict[str, Any]:
-    """Returns the evaluation of an encoder beside its own random initialisation and beside pixels, for JSON.
+    """Returns the evaluation of an encoder beside that of `others` (its random initialisation, pixels), for JSON.
 
-    {method: {accuracy, ci95, ci_over, level, per_level, settings, held_out, random: {...}, pixels: {...}}, chance,
-    n_train, n_test, groups, drawn_split}, where `groups` counts the named groups of the test rows and `drawn_split`
-    says that the corpus had no split. All three are read through their principal components. Raises ValueError as
-    `evaluate` does, and if the three tables are not of the same clips in the same order.
+    {method: {accuracy, ci95, ci_over, level, per_level, settings, held_out, and for each name of the others the same},
+    chance, n_train, n_test, groups, drawn_split}, where `groups` counts the named groups of the test rows and
+    `drawn_split` says that the corpus had no split. All are read through their principal components. Raises ValueError
+    as `evaluate` does, and if the tables are not of the same clips in the same order.
     """
-    for name, other in (("random", random), ("pixels", pixels)):
+    for name, other in others.items():
         for column in ("label", "group", "split"):
             if not np.array_equal(getattr(trained, column), getattr(other, column)):
                 raise ValueError(f"the {name} table differs from the trained one in {column}: "
                                  "all must hold the same clips in the same order")
     report: dict[str, Any] = {}
     for method in methods:
-        own, untrained, floor = (
-            plain(evaluate(table, method, seed=seed, prepare=principal)) for table in (trained, random, pixels)
-        )
-        report[method] = own | {"random": untrained, "pixels": floor}
+        own, *rest = (plain(evaluate(table, method, seed=seed, prepare=principal))
+                      for table in (trained, *others.values()))
+        report[method] = own | dict(zip(others, rest, strict=True))
     split = settle_split(trained, seed).split
     return report | {"chance": 1 / len(np.unique(trained.label)),
                      "n_train": int((split == "train").sum()), "n_test": int((split == "test").sum()),

@@ -54,9 +54,9 @@ def goal(model: config.Model, target: config.Target) -> Callable[[Float[Array, "
     Before that each channel has mean 0 and unit variance in the batch, or is what `targets.change` makes of it, or each
     is there in both forms.
     """
-    forms = {"whole": (_standardised,), "change": (targets.change(model.grid[0]),)}
-    forms["both"] = forms["whole"] + forms["change"]
-    features = sum(len(AXES) * cells**2 for cells in target.cells) * len(forms[target.of])
+    alone: dict[str, targets.Goal] = {"whole": _standardised, "change": targets.change(model.grid[0])}
+    forms = list(alone.values()) if target.of == "both" else [alone[target.of]]
+    features = sum(len(AXES) * cells**2 for cells in target.cells) * len(forms)
     rng = np.random.default_rng(0)
     turn = np.linalg.qr(rng.normal(size=(max(features, model.width), min(features, model.width))))[0]
     turn = (turn if turn.shape[0] == features else turn.T).astype(np.float32) * (model.width / features) ** 0.5
@@ -64,7 +64,7 @@ def goal(model: config.Model, target: config.Target) -> Callable[[Float[Array, "
     def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
         clips = unpatchify(patches, model.grid, model.tubelet, model.patch)
         found = jnp.concatenate([histograms(clips, model, cells) for cells in target.cells], axis=-1)
-        return jnp.concatenate([form(found) for form in forms[target.of]], axis=-1) @ turn
+        return jnp.concatenate([form(found) for form in forms], axis=-1) @ turn
 
     return of
 
