@@ -19,6 +19,7 @@ RECIPE = config.Pretrain(
     mask=config.Mask(kinds=("random",), random=(0.75, 0.25)),
     target=config.Target(kind="hog3d", of="change", error="squared"),
     learn=config.Learn(seen=1.0),
+    optim=config.Optim(method="muon", lr=1e-2),
     corpus=config.Corpus(crop_scale=(0.6, 1.0), pack=80),
     run=config.Run(steps=400, batch=16, save_every=200),
 )
@@ -36,7 +37,7 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
     console.rule("2  pretraining, without labels")
     fit(recipe, out, live=console)
     console.rule("3  frozen probes: can the motion be read from the features?")
-    report = evaluation.probe(out, source, methods=("linear", "knn"), ledger=out / "bad_files_probe.csv")
+    report = evaluation.probe(out, source, methods=("linear", "knn"), ledger=out / "bad_files_probe.csv", views=4)
     (out / "probe.json").write_text(json.dumps(report, indent=2))
     console.print(evaluation.as_table(report))
     console.rule("4  export")

@@ -168,6 +168,25 @@ def test_a_grid_trained_at_once_is_each_setting_trained_by_adamw_written_out():
         near(telling(own), telling(w), 1e-5)
 
 
+def test_a_clip_is_answered_for_by_the_mean_probability_of_its_views():
+    """In chunks, for two stacked probes; here most views are outvoted by one that is surer than they."""
+    probe = pooler.Classifier(heads=2, depth=0, classes=3)
+    tree = compiled(lambda: jax.vmap(lambda key: pooler.init(probe, 8, key))(jax.random.split(jax.random.key(0), 2)))()
+    tree = jax.tree.map(lambda leaf: 6 * leaf, tree)
+    x = np.random.default_rng(0).normal(size=(20, 3, 6, 8)).astype(np.float32)
+    x[:, 0] *= 5
+    found = attentive.answer(probe, tree, x)
+    by_majority = 0
+    for i in range(2):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], tree)
+        scores = compiled(lambda own: apply(probe, own, jnp.asarray(x.reshape(60, 6, 8))))(own)
+        chance = np.asarray(jax.nn.softmax(scores)).reshape(20, 3, 3)
+        np.testing.assert_array_equal(found[i], chance.mean(1).argmax(1))
+        votes = np.apply_along_axis(np.bincount, 1, chance.argmax(2), minlength=3)
+        by_majority += (found[i] != votes.argmax(1)).sum()
+    assert by_majority > 0
+
+
 # ---------------------------------------------------------------------------------------------------------- choosing
 
 
