@@ -45,7 +45,7 @@ class Recipe:
     """0: as many as the encoder has, without which Hugging Face cannot load the probe."""
     level: int = -1
     """Whose tokens are read; -1: the highest."""
-    of: Literal["whole", "change"] = "change"
+    of: Literal["whole", "change"] = "whole"
     """Tokens as they are (V-JEPA; the only ones that Hugging Face can be given a probe of), or without their mean over
     time at the same place."""
 
@@ -68,7 +68,7 @@ class Recipe:
 RECIPES = {
     "cpu": Recipe(),
     "meta": Recipe(rates=(5e-3, 3e-3, 1e-3, 3e-4, 1e-4), decays=(0.01, 0.1, 0.4, 0.8), depth=3, heads=16, batch=256,
-                   epochs=20, of="whole"),
+                   epochs=20),
 }
 
 
