@@ -87,7 +87,7 @@ def run(recipe: config.Pretrain, source: Path, folder: Path, views: int = 8) -> 
     table = features.tables({"it": lambda video: np.asarray(answer(video))[None]}, rows, recipe, ledger, views)["it"]
     table = settle_split(table, recipe.run.seed)
     test = table.split == "test"
-    right = table.every()[0, test].mean(1).argmax(1) == table.label[test]
+    right = table.every(0)[test].mean(1).argmax(1) == table.label[test]
     ci95, over = interval(right, table.group[test], recipe.run.seed)
     return {"accuracy": float(right.mean()), "ci95": ci95, "ci_over": over}
 

@@ -181,12 +181,12 @@ def many(signal: float = 0.6, noise: float = 3.0) -> Table:
 def test_a_linear_probe_learns_from_all_views_and_hears_them_all() -> None:
     """As logistic regression of all views, and the largest mean probability of a clip's views."""
     table = many(signal=3.0)
-    inside, fit = table.split == "train", table.every()[0, table.split == "train"]
+    inside, fit = table.split == "train", table.every(0)[table.split == "train"]
     score = probe.evaluate(table, "linear")
     mean, deviation = (getattr(fit.reshape(-1, fit.shape[-1]), name)(0) for name in ("mean", "std"))
     model = LogisticRegression(C=score.settings[0], tol=1e-6, max_iter=5000).fit(
         ((fit - mean) / deviation).reshape(-1, fit.shape[-1]), np.repeat(table.label[inside], 9))
-    rest = ((table.every()[0, ~inside] - mean) / deviation).reshape(-1, fit.shape[-1])
+    rest = ((table.every(0)[~inside] - mean) / deviation).reshape(-1, fit.shape[-1])
     answers = model.predict_proba(rest).reshape(-1, 9, 3).mean(1).argmax(1)
     assert score.accuracy == pytest.approx((answers == table.label[~inside]).mean(), abs=1 / 24)
     alone = probe.evaluate(table._replace(views=None), "linear")

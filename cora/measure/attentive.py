@@ -169,8 +169,8 @@ def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int =
         raise ValueError(f"features of shape {table.features.shape}: must be [1, clips, {tokens} * width]")
     table = settle_split(table, seed)
     train_rows, test = table.split == "train", table.split == "test"
-    every = table.every()[0]
-    x = every.reshape(*every.shape[:2], tokens, -1).astype(np.float32)
+    every = table.every(0)
+    x = np.asarray(every.reshape(*every.shape[:2], tokens, -1), np.float32)
     fold = training_folds(table, seed)
     classes, label = np.unique(table.label[train_rows], return_inverse=True)
     probe = Classifier(heads, plan.depth, len(classes))

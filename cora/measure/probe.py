@@ -105,8 +105,10 @@ def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare |
         grid = tuple(k for k in grid if k <= len(label) - np.bincount(fold).max())
     # One thread: for products of a few hundred rows, a busy machine's threads wait on each other 100 times longer.
     with threadpool_limits(1):
-        levels = [_level(x[train], label, fold, x[test], prepare or standardise, predict, grid)
-                  for x in (table.every() if method == "linear" else table.features[:, :, None])]
+        levels = []
+        for i in range(len(table.features)):
+            x = table.every(i) if method == "linear" else table.features[i][:, None]
+            levels.append(_level(x[train], label, fold, x[test], prepare or standardise, predict, grid))
     settings, held_out, answers = zip(*levels, strict=True)
     level = int(np.argmax(held_out))
     right = np.stack(answers) == table.label[test]

@@ -31,10 +31,10 @@ class Table(NamedTuple):
     views: Float[np.ndarray, "L n V F"] | None = None
     """Features of V further views of each clip, cut by chance, for probes that learn from many views."""
 
-    def every(self) -> Float[np.ndarray, "L n V F"]:
-        """Returns the features of every view of each clip, `features` first."""
-        own = self.features[:, :, None]
-        return own if self.views is None else np.concatenate([own, self.views], axis=2)
+    def every(self, level: int) -> Float[np.ndarray, "n V F"]:
+        """Returns one level's features of every view of each clip, `features` first."""
+        own = self.features[level][:, None]
+        return own if self.views is None else np.concatenate([own, self.views[level]], axis=1)
 
 
 def require(table: Table) -> None:
@@ -57,9 +57,9 @@ def require(table: Table) -> None:
         raise ValueError(f"{missing} of {rows} clips have no label: every row needs one from 0; drop these rows")
     if (classes := len(np.unique(table.label))) < 2:
         raise ValueError(f"{classes} class in {rows} clips: a classifier needs at least 2")
-    every = table.every()
-    if not np.isfinite(every).all():
-        level, row = (int(i) for i in np.argwhere(~np.isfinite(every))[0][:2])
+    finite = np.stack([np.isfinite(table.every(level)).all((1, 2)) for level in range(len(table.features))])
+    if not finite.all():
+        level, row = (int(i) for i in np.argwhere(~finite)[0])
         raise ValueError(f"features of level {level}, row {row} are not finite")
     found = set(np.unique(table.split).tolist())
     if found != {""} and not found <= set(SPLITS):
