@@ -42,7 +42,7 @@ def test_pretraining_leaves_a_whole_run_folder(run):
 
 
 def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):
-    cli.main(["probe", str(run), str(corpus), "--method", "knn,attentive", "--epochs", "1", "--tokens", "whole",
+    cli.main(["probe", str(run), str(corpus), "--method", "knn,attentive", "--epochs", "1", "--views", "1",
               "--json", str(tmp_path / "probe.json")])
     found = json.loads((tmp_path / "probe.json").read_text())
     assert found["n_train"] == 48 and found["n_test"] == 24 and len(found["knn"]["per_level"]) == 2
@@ -124,7 +124,7 @@ def test_another_config_in_the_same_folder_is_refused_by_field(run, corpus, caps
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(run), "--corpus.path", str(corpus),
                   "--corpus.max-bad", "0.5", "--run.steps", "6", *SMALL, "--optim.lr", "0.5"])
-    assert "optim.lr: 0.001 there, 0.5 now" in capsys.readouterr().err
+    assert "optim.lr: 0.01 there, 0.5 now" in capsys.readouterr().err
 
 
 def test_a_corpus_of_nothing_readable_stops_with_the_reason(tmp_path, capsys):
