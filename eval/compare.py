@@ -47,9 +47,8 @@ def varied(recipe: config.Pretrain, variant: str) -> config.Pretrain:
     """Returns the recipe with a variant's rule and fields, `rule,section.field=value,...`. Raises ConfigError for a
     field that is not there."""
     whole = json.loads(config.to_json(recipe))
-    variant = variant.removeprefix(LABELS).strip(",") if labelled(variant) else variant
     for word in re.split(",(?=[a-z])", variant):  # a list's commas are followed by numbers, quotes or brackets
-        if not word:
+        if word == LABELS:
             continue
         name, _, value = word.partition("=") if "=" in word else ("learn.rule", "", word)
         section, _, field = name.partition(".")

@@ -15,6 +15,7 @@ OUT/settle.jsonl and prints a table.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from cora import config
 from cora.measure import evaluation, features
 from cora.nets.hierarchy import build
 from cora.pc import masks, settled
-from cora.pc.energy import Energy, read
+from cora.pc.energy import read
 from cora.pc.infer import Inference, settle
 from cora.pc.targets import error
 from cora.schema import require
 from cora.store import weights
 from cora.types import Network, Params, Sight
+from cora.video import manifest
 from cora.video.ledger import Ledger
 
 QUESTIONS = {"reconstruction": config.Mask(kinds=("random",), random=(0.75, 0.25)),
@@ -45,16 +47,15 @@ def fractions(
 ) -> dict[str, jax.Array]:
     """Returns by level the errors of seen and hidden tokens as fractions of the prediction 0, and how far z has moved,
     |z - f| / |z|, after settling by `rule` on the seen tokens alone."""
-    evidence, _ = settled.clamped(network, params, params.encoder, sight)
     penalty = error(target)
 
     def seen(guess: list[jax.Array], goal: list[jax.Array]) -> jax.Array:
         return penalty(guess[1], goal[1])  # of one kind of mask: what is hidden, then what is seen
 
-    units = float(evidence.input[0].size)
-    energy = Energy((network.level._replace(error=seen),), target=weight * units / sight.patches.shape[0])
-    trees = ((params.encoder.levels, params.predictors),)
-    rest, _ = settle(energy, trees, evidence, rule)
+    asked = network._replace(level=network.level._replace(error=seen))
+    energy, trees, evidence, _ = settled.problem(asked, params, params.encoder, sight)
+    assert isinstance(energy.target, float)  # C D, alike for all levels
+    rest, _ = settle(replace(energy, target=weight * energy.target), trees, evidence, rule)
     guesses, goals = read(energy, trees, rest.z, evidence.context)[0], evidence.goals[0]
     cost = jax.vmap(lambda g, t: jnp.mean(penalty(g, t)) / jnp.mean(penalty(jnp.zeros_like(t), t)))
     moved, whole = (jnp.sqrt(jnp.sum(jnp.square(x[0][0]), axis=(1, 2, 3))) for x in (rest.errors.state, rest.z))
@@ -69,14 +70,14 @@ def rows(ckpt: Path, source: Path, clips: int) -> list[dict[str, Any]]:
     network = build(settings.model, settings.target, settings.learn)
     labelled = evaluation.labelled(source)
     ledger = Ledger(ckpt / "bad_files_settle.csv", len(labelled.clips), settings.corpus.max_bad)
-    test = type(labelled)(tuple(c for c in labelled.clips if c.split == "test")[:clips], labelled.classes)
+    test = manifest.select(labelled, "test")
     shown: list[np.ndarray] = []
 
     def keep(video: np.ndarray) -> np.ndarray:
         shown.append(video)
         return np.zeros((1, len(video), 1))
 
-    features.tables({"it": keep}, test, settings, ledger)
+    features.tables({"it": keep}, replace(test, clips=test.clips[:clips]), settings, ledger)
     found = []
     for question, mask in QUESTIONS.items():
         kind = masks.kinds(mask, settings.model.grid)[mask.kinds[0]]
