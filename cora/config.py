@@ -40,6 +40,9 @@ class Model:
     predictor_depth: int = 1
     predictor_heads: int = 2
     predictor_mlp_ratio: float = 4.0
+    predictor_near: float = 0.0
+    """Value at which the biases of a predictor's queries and keys begin. Above 0, attention begins at what is near in
+    time and space: turned by their positions, equal biases agree best where the positions do."""
     mask_tokens: int = 2
     """Learned mask tokens of a predictor; mask kind i uses token i mod mask_tokens."""
     scaled_init: bool = False
@@ -63,6 +66,8 @@ class Model:
                                    ("predictor_heads", self.predictor_width, self.predictor_heads)):
             require(width // heads >= 6, f"model.{name}", heads,
                     f"leaves fewer than 6 channels a head for 3-D positions; at most {max(1, width // 6)}")
+        require(self.predictor_near >= 0, "model.predictor_near", self.predictor_near,
+                "must not be below 0; nearest: 0")
         require(self.rope_grid == 0 or self.rope_grid > 1, "model.rope_grid", self.rope_grid,
                 "must be 0 or at least 2; nearest: 0")
 

@@ -9,7 +9,9 @@ A variant is a rule and any fields of the recipe; `labels` is the same encoder t
 equal steps (supervised.py), and may have fields too (`labels,optim.lr=0.003`). With --hold, choices can be made without
 the test people: the named groups of the training split are kept out of pretraining and are the test rows, and the true
 test rows are left out.
-Appends one line a run to OUT/results.jsonl, skips what is there already, and prints the table of means over seeds.
+Appends one line a run to OUT/results.jsonl, skips what is there already, prints the table of means over seeds, and
+draws accuracy against the operations of a whole run and against the memory of a step (OUT/<method>.png): with
+variants that differ in `run.steps` or sizes, a curve a rule.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import supervised
 
@@ -136,6 +139,44 @@ def table(rows: list[Row], methods: list[str]) -> str:
     return "\n".join(lines)
 
 
+def draw(rows: list[Row], method: str, path: Path) -> None:
+    """Draws each variant's mean and range of test accuracy over seeds against what it costs, joined by rule."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    rules: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if not labelled(row["variant"]):
+            rules.setdefault(family(row["variant"]), {}).setdefault(row["variant"], []).append(row)
+    for name, variants in rules.items():
+        points = []
+        for own in variants.values():
+            scores = [row[method]["accuracy"] for row in own]
+            points.append((own[0]["gflop"] * own[0]["steps"] / 1e3, own[0]["mib"],
+                           np.mean(scores), min(scores), max(scores)))
+        points.sort()
+        spent, mib, mean, low, high = np.array(points).T
+        for panel, x in zip(panels, (spent, mib), strict=True):
+            panel.errorbar(x, mean, (mean - low, high - mean), fmt="o-" if panel is panels[0] else "o", label=name)
+    for panel, title in zip(panels, ("10^12 operations of a run", "MiB of a step"), strict=True):
+        panel.set(xlabel=title, xscale="log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter("{x:g}")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(f"test accuracy, {method}")
+    beaten = next((row[method] for row in rows if "random" in row[method]), {})
+    for panel in panels:
+        for name, dash in (("random", "--"), ("pixels", ":")):
+            if name in beaten:
+                panel.axhline(beaten[name]["accuracy"], color="0.5", ls=dash, lw=1, label=name)
+    panels[1].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def family(variant: str) -> str:
+    """Returns a variant without its number of steps: what a curve joins."""
+    return re.sub(r",run\.steps=\d+", "", variant)
+
+
 def main() -> None:
     """Runs what is missing, one run at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,6 +211,8 @@ def main() -> None:
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")
     print(table(rows, given.methods))
+    for method in given.methods:
+        draw(rows, method, given.out / f"{method}.png")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@
 Takes a run that reads seen tokens (`learn.seen` above 0). At test time the seen tokens' own targets are evidence: every
 level's value nodes descend on
 
-    F = sum_l |z_l - f_l(z_{l-1})|^2 / 2 + W C D sum_l error of what is read of the seen tokens off z_l,
+    F = sum_l |z_l - f_l(z_{l-1})|^2 / 2 + W C D sum_l error of what is read of the seen tokens off z_l
 
-K steps at a rate, weights untouched; the hidden tokens' targets are no part of it. Then every level's predictor answers
-for them. Two questions: hidden places at random (reconstruction), and the clip's later half (forecast). Errors are
-given as fractions of what "no change at all" would cost: the prediction 0. Appends a row a question, W, rate and K to
-OUT/settle.jsonl and prints a table.
+at a rate, weights untouched; the hidden tokens' targets are no part of it. Before every step each level's predictor
+answers for the hidden ones. Two questions: hidden places at random (reconstruction), and the clip's later half
+(forecast). Errors are given as fractions of what "no change at all" would cost: the prediction 0. Appends a row a
+question and W to OUT/settle.jsonl, prints a table, and draws OUT/settle.png.
 """
 
 import argparse
@@ -21,15 +21,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from cora import config
 from cora.measure import evaluation, features
 from cora.nets.hierarchy import build
 from cora.pc import masks, settled
-from cora.pc.energy import read
-from cora.pc.infer import Inference, settle
+from cora.pc.energy import Trees, read
+from cora.pc.infer import Inference, Settled, settle_and_learn
 from cora.pc.targets import error
 from cora.schema import require
 from cora.store import weights
@@ -39,35 +41,37 @@ from cora.video.ledger import Ledger
 
 QUESTIONS = {"reconstruction": config.Mask(kinds=("random",), random=(0.75, 0.25)),
              "forecast": config.Mask(kinds=("future",), future=(1.0, 1.0), cut=0.5)}
-STEPS, RATES, WEIGHTS = (0, 1, 4, 16), (0.1,), (0.1, 1.0, 10.0)
+WEIGHTS, SHOWN = (0.1, 1.0, 10.0), (0, 1, 4, 16, 64)
+Curve = dict[str, Float[Array, "K L"]]
 
 
-def fractions(
-    network: Network, target: config.Target, weight: float, rule: Inference, params: Params, sight: Sight
-) -> dict[str, jax.Array]:
-    """Returns by level the errors of seen and hidden tokens as fractions of the prediction 0, and how far z has moved,
-    |z - f| / |z|, after settling by `rule` on the seen tokens alone."""
+def course(network: Network, target: config.Target, steps: int, rate: float, params: Params, sight: Sight,
+           weight: Float[Array, ""]) -> Curve:
+    """Returns, after 0 ... `steps` steps and by level, the errors of seen and hidden tokens as fractions of the
+    prediction 0, and how far z has moved, |z - f| / |z|, while it settles on the seen tokens alone."""
     penalty = error(target)
 
-    def seen(guess: list[jax.Array], goal: list[jax.Array]) -> jax.Array:
-        return penalty(guess[1], goal[1])  # of one kind of mask: what is hidden, then what is seen
+    def seen(guess: list[Array], goal: list[Array]) -> Array:
+        return weight * penalty(guess[1], goal[1])  # of one kind of mask: what is hidden, then what is seen
 
     asked = network._replace(level=network.level._replace(error=seen))
     energy, trees, evidence, _ = settled.problem(asked, params, params.encoder, sight)
-    assert isinstance(energy.target, float)  # C D, alike for all levels
-    rest, _ = settle(replace(energy, target=weight * energy.target), trees, evidence, rule)
-    guesses, goals = read(energy, trees, rest.z, evidence.context)[0], evidence.goals[0]
+    goals = evidence.goals[0]
     cost = jax.vmap(lambda g, t: jnp.mean(penalty(g, t)) / jnp.mean(penalty(jnp.zeros_like(t), t)))
-    moved, whole = (jnp.sqrt(jnp.sum(jnp.square(x[0][0]), axis=(1, 2, 3))) for x in (rest.errors.state, rest.z))
-    return {"hidden": cost(guesses[0], goals[0]), "seen": cost(guesses[1], goals[1]), "moved": moved / whole}
+
+    def note(learned: tuple[Trees, Curve], here: Settled, step: Array) -> tuple[Trees, Curve]:
+        guesses = read(energy, trees, here.z, evidence.context)[0]
+        moved, whole = (jnp.sqrt(jnp.sum(jnp.square(x[0][0]), axis=(1, 2, 3))) for x in (here.errors.state, here.z))
+        row = {"hidden": cost(guesses[0], goals[0]), "seen": cost(guesses[1], goals[1]), "moved": moved / whole}
+        return learned[0], {name: learned[1][name].at[step].set(row[name]) for name in row}
+
+    empty = {name: jnp.zeros((steps + 1, energy.depth)) for name in ("hidden", "seen", "moved")}
+    rule = Inference("state", steps=steps + 1, optimiser=optax.sgd(rate))
+    return settle_and_learn(energy, (trees, empty), evidence, rule, note)[0][1]
 
 
-def rows(ckpt: Path, source: Path, clips: int) -> list[dict[str, Any]]:
-    """Returns one row for each question, weight, rate and number of steps."""
-    settings, _, params, _ = weights.read_run(ckpt)
-    require(settings.learn.seen > 0, "learn.seen", settings.learn.seen, "the run reads no seen tokens; train one that "
-            "does, as pretrain/utd_mhad_depth.py")
-    network = build(settings.model, settings.target, settings.learn)
+def pictures(settings: config.Pretrain, source: Path, ckpt: Path, clips: int) -> list[np.ndarray]:
+    """Returns the first `clips` test clips, in batches."""
     labelled = evaluation.labelled(source)
     ledger = Ledger(ckpt / "bad_files_settle.csv", len(labelled.clips), settings.corpus.max_bad)
     test = manifest.select(labelled, "test")
@@ -78,33 +82,58 @@ def rows(ckpt: Path, source: Path, clips: int) -> list[dict[str, Any]]:
         return np.zeros((1, len(video), 1))
 
     features.tables({"it": keep}, replace(test, clips=test.clips[:clips]), settings, ledger)
+    return shown
+
+
+def rows(ckpt: Path, source: Path, clips: int, steps: int, rate: float) -> list[dict[str, Any]]:
+    """Returns one row for each question and weight: the mean course over the test clips."""
+    settings, _, params, _ = weights.read_run(ckpt)
+    require(settings.learn.seen > 0, "learn.seen", settings.learn.seen, "the run reads no seen tokens; train one that "
+            "does, as pretrain/utd_mhad_depth.py")
+    network = build(settings.model, settings.target, settings.learn)
+    shown = pictures(settings, source, ckpt, clips)
     found = []
     for question, mask in QUESTIONS.items():
         kind = masks.kinds(mask, settings.model.grid)[mask.kinds[0]]
-        for weight, rate, steps in [(w, r, k) for w in WEIGHTS for r in RATES for k in STEPS]:
-            rule = Inference("state", steps=steps, optimiser=optax.sgd(rate))
 
-            @jax.jit
-            def answer(params: Params, video: jax.Array, key: jax.Array, kind: Any = kind, weight: float = weight,
-                       rule: Inference = rule) -> dict[str, jax.Array]:
-                drawn = (masks.sample(key, kind, video.shape[0]),)
-                return fractions(network, settings.target, weight, rule, params, Sight(network.patches(video), drawn))
+        @jax.jit
+        def answer(video: Array, key: Array, weight: Array, kind: Any = kind) -> Curve:
+            drawn = (masks.sample(key, kind, video.shape[0]),)
+            sight = Sight(network.patches(video), drawn)
+            return course(network, settings.target, steps, rate, params, sight, weight)
 
-            each = [answer(params, video, jax.random.key(i)) for i, video in enumerate(shown)]
+        for weight in WEIGHTS:
+            each = [answer(video, jax.random.key(i), jnp.float32(weight)) for i, video in enumerate(shown)]
             mean = {name: np.mean([one[name] for one in each], axis=0).tolist() for name in each[0]}
-            found.append({"question": question, "weight": weight, "rate": rate, "steps": steps, **mean})
+            found.append({"question": question, "weight": weight, "rate": rate, **mean})
     return found
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of the highest level and of the mean over levels."""
-    lines = ["| question | W | rate | K | hidden, highest level | hidden, mean | seen, mean | moved, mean |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = ["| question | W | steps | hidden, highest level | hidden, mean | seen, mean | moved, mean |",
+             "|---|---|---|---|---|---|---|"]
     for row in found:
-        cells = row["hidden"][-1], np.mean(row["hidden"]), np.mean(row["seen"]), np.mean(row["moved"])
-        head = row["question"], row["weight"], row["rate"], row["steps"]
-        lines.append(f"| {' | '.join(map(str, head))} | {' | '.join(f'{x:.3f}' for x in cells)} |")
+        for k in SHOWN:
+            if k < len(row["hidden"]):
+                cells = row["hidden"][k][-1], *(np.mean(row[name][k]) for name in ("hidden", "seen", "moved"))
+                head = row["question"], row["weight"], k
+                lines.append(f"| {' | '.join(map(str, head))} | {' | '.join(f'{x:.3f}' for x in cells)} |")
     return "\n".join(lines)
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Draws what settling does to the mean error of seen and of hidden tokens."""
+    figure, axes = plt.subplots(1, len(QUESTIONS), figsize=(9, 3.2), sharey=True, layout="constrained")
+    for panel, question in zip(axes, QUESTIONS, strict=True):
+        for i, row in enumerate(one for one in found if one["question"] == question):
+            for name, dash in (("hidden", "-"), ("seen", ":")):
+                panel.plot(np.mean(row[name], axis=1), dash, color=f"C{i}", label=f"{name}, W {row['weight']:g}")
+        panel.set(title=question, xlabel="steps of inference", ylabel="error / that of the prediction 0")
+        panel.set_xscale("symlog", linthresh=1)
+        panel.grid(alpha=0.3)
+    axes[-1].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -114,11 +143,14 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=0.1)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    found = rows(given.ckpt, given.manifest, given.clips)
+    found = rows(given.ckpt, given.manifest, given.clips, given.steps, given.rate)
     with (given.out / "settle.jsonl").open("a") as file:
         file.writelines(json.dumps({"ckpt": str(given.ckpt), **row}) + "\n" for row in found)
+    draw(found, given.out / "settle.png")
     print(table(found))
 
 

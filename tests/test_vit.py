@@ -11,6 +11,7 @@ import pytest
 from cora import config
 from cora.nets import vit
 from cora.nets.hierarchy import build
+from cora.types import Masks
 
 GRID = (2, 3, 4)
 
@@ -148,3 +149,24 @@ def test_scaled_init_divides_what_a_block_adds_by_its_depth():
                         for p in (plain, scaled))
                 by = math.sqrt(2 * (2 * level + block + 1)) if divided else 1.0
                 np.testing.assert_allclose(a, b * by, rtol=1e-5)
+
+
+def heard(near):
+    """How much a hidden token's first prediction hangs on a neighbour, over how much on a token anywhere."""
+    model = config.Model(width=24, heads=2, levels=1, predictor_width=48, predictor_heads=2, predictor_near=near)
+    network, (hidden, *seen) = build(model), (36, *(i for i in range(model.tokens) if i != 36))
+    tree = jax.tree.map(lambda leaf: leaf[0], jax.jit(network.init)(jax.random.key(0)).predictors)
+    asked = Masks(jnp.array([seen]), jnp.array([[hidden]]))
+    z = jax.random.normal(jax.random.key(1), (1, len(seen), model.width))
+    slope = jax.jit(jax.jacobian(lambda z: network.predict(tree, z, asked, 0)[0, 0]))(z)[:, 0]
+    size = np.linalg.norm(slope, axis=(0, 2))
+    places = np.stack(np.unravel_index(np.arange(model.tokens), model.grid), axis=1)
+    apart = np.abs(places[np.array(seen)] - places[hidden]).sum(1)
+    return size[apart == 1].mean() / size.mean()
+
+
+def test_a_predictor_that_begins_near_hears_its_neighbours_first():
+    assert 0.9 < heard(0.0) < 1.1
+    assert heard(2.0) > 2.0
+    with pytest.raises(config.ConfigError, match="predictor_near = -1"):
+        config.Model(predictor_near=-1.0)

@@ -103,6 +103,8 @@ def _init(
         tree = predictor.init(key, wide, one, one, 0, z if learn.top_down else None)["params"]
         if model.scaled_init:
             tree = {**tree, "stack": _scaled(tree["stack"], jnp.zeros((), jnp.int32))}
+        if model.predictor_near:
+            tree = {**tree, "stack": _near(tree["stack"], model.predictor_near)}
         return tree if beside is None else {**tree, "beside": beside.init(jax.random.fold_in(key, 1), z)["params"]}
 
     levels = jax.vmap(level)(jax.random.split(level_key, model.levels), jnp.arange(model.levels))
@@ -119,6 +121,17 @@ def _scaled(blocks: Tree, below: Int[Array, ""]) -> Tree:
         return leaf / jnp.sqrt(2.0 * depth) if layer in ("proj", "fc2") else leaf
 
     return jax.tree_util.tree_map_with_path(scale, blocks)
+
+
+def _near(blocks: Tree, bias: float) -> Tree:
+    """Sets the biases of queries and keys, which are two thirds of `qkv`, to `bias`."""
+
+    def begin(path: tuple, leaf: Array) -> Array:
+        if path[1].key != "qkv" or path[-1].key != "bias":
+            return leaf
+        return leaf.at[: 2 * leaf.shape[0] // 3].set(bias)
+
+    return jax.tree_util.tree_map_with_path(begin, blocks)
 
 
 def standardise(clips: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T H W 3"]:
