@@ -162,7 +162,7 @@ def draw(rows: list[Row], method: str, path: Path) -> None:
         panel.xaxis.set_minor_formatter("{x:g}")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(f"test accuracy, {method}")
-    beaten = next((row[method] for row in rows if "random" in row[method]), {})
+    beaten: Row = next((row[method] for row in rows if "random" in row[method]), {})
     for panel in panels:
         for name, dash in (("random", "--"), ("pixels", ":")):
             if name in beaten:
