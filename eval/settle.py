@@ -15,6 +15,7 @@ question and W to OUT/settle.jsonl, prints a table, and draws OUT/settle.png.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from cora.video.ledger import Ledger
 
 QUESTIONS = {"reconstruction": config.Mask(kinds=("random",), random=(0.75, 0.25)),
              "forecast": config.Mask(kinds=("future",), future=(1.0, 1.0), cut=0.5)}
-WEIGHTS, SHOWN = (0.1, 1.0, 10.0), (0, 1, 4, 16, 64)
+SHOWN = 0, 1, 4, 16, 64, 256
 Curve = dict[str, Float[Array, "K L"]]
 
 
@@ -85,7 +86,9 @@ def pictures(settings: config.Pretrain, source: Path, ckpt: Path, clips: int) ->
     return shown
 
 
-def rows(ckpt: Path, source: Path, clips: int, steps: int, rate: float) -> list[dict[str, Any]]:
+def rows(
+    ckpt: Path, source: Path, clips: int, steps: int, rate: float, strengths: Sequence[float]
+) -> list[dict[str, Any]]:
     """Returns one row for each question and weight: the mean course over the test clips."""
     settings, _, params, _ = weights.read_run(ckpt)
     require(settings.learn.seen > 0, "learn.seen", settings.learn.seen, "the run reads no seen tokens; train one that "
@@ -102,7 +105,7 @@ def rows(ckpt: Path, source: Path, clips: int, steps: int, rate: float) -> list[
             sight = Sight(network.patches(video), drawn)
             return course(network, settings.target, steps, rate, params, sight, weight)
 
-        for weight in WEIGHTS:
+        for weight in strengths:
             each = [answer(video, jax.random.key(i), jnp.float32(weight)) for i, video in enumerate(shown)]
             mean = {name: np.mean([one[name] for one in each], axis=0).tolist() for name in each[0]}
             found.append({"question": question, "weight": weight, "rate": rate, **mean})
@@ -144,10 +147,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=128)
     parser.add_argument("--steps", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--rate", type=float, default=0.005)
+    parser.add_argument("--weights", type=float, nargs="+", default=[1.0, 10.0, 100.0], help="W")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    found = rows(given.ckpt, given.manifest, given.clips, given.steps, given.rate)
+    found = rows(given.ckpt, given.manifest, given.clips, given.steps, given.rate, given.weights)
     with (given.out / "settle.jsonl").open("a") as file:
         file.writelines(json.dumps({"ckpt": str(given.ckpt), **row}) + "\n" for row in found)
     draw(found, given.out / "settle.png")
