@@ -41,8 +41,7 @@ class Model:
     predictor_heads: int = 2
     predictor_mlp_ratio: float = 4.0
     predictor_near: float = 0.0
-    """Value at which the biases of a predictor's queries and keys begin. Above 0, attention begins at what is near in
-    time and space: turned by their positions, equal biases agree best where the positions do."""
+    """Value at which the biases of a predictor's queries and keys begin; above 0, attention begins at what is near."""
     mask_tokens: int = 2
     """Learned mask tokens of a predictor; mask kind i uses token i mod mask_tokens."""
     scaled_init: bool = False
@@ -169,6 +168,8 @@ class Target:
     they collapse; `hog3d`: no latents but oriented energy in space and time (cora/nets/hog3d.py), for every level."""
     cells: tuple[int, ...] = (1, 2)
     """With `hog3d`: histograms of so many cells along each side of a patch, one after the other."""
+    contrast: float = 0.42
+    """With `hog3d`: gradients far below it (0.42: 24 grey levels) keep how strong they are, those far above do not."""
     start: str = ""
     """Where a frozen teacher comes from: a run folder, exported weights, or a Hugging Face folder."""
     of: Literal["whole", "change", "both"] = "whole"
@@ -182,6 +183,7 @@ class Target:
 
     def __post_init__(self) -> None:
         span("target.momentum", self.momentum, 0.0, 1.0)
+        positive("target", self, "contrast")
         require(self.of != "both" or self.kind == "hog3d", "target.of", self.of,
                 f"only hog3d has both, and target.kind = {self.kind!r}; nearest: 'change'")
         require(bool(self.cells), "target.cells", self.cells, "must name a number of cells; nearest: (1,)")

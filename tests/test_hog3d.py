@@ -41,9 +41,9 @@ def test_gradients_are_central_differences_with_the_edges_continued():
 @pytest.mark.parametrize("axis", range(12))
 def test_a_steady_slope_along_an_axis_is_known_by_its_own_channel(axis):
     x, y, t = hog3d.AXES[axis].tolist()
-    found = hog3d.histograms(ramp(x, y, t), MODEL, 1).reshape(2, 4, 4, 12)[:, 1:3, 1:3]
+    found = hog3d.histograms(ramp(x, y, t), MODEL, 1, 0.07).reshape(2, 4, 4, 12)[:, 1:3, 1:3]
     expected = np.maximum(0, hog3d.AXES @ hog3d.AXES[axis])
-    expected = expected / np.sqrt((expected**2).sum() + hog3d.CONTRAST**2)
+    expected = expected / np.sqrt((expected**2).sum() + 0.07**2)
     inner = np.asarray(found) * np.ones((2, 2, 2, 12))
     assert (inner.argmax(-1) == axis).all()
     if abs(t) < 1e-6:  # at the first and last frame, where edges are continued, slopes in time are halved
@@ -52,16 +52,24 @@ def test_a_steady_slope_along_an_axis_is_known_by_its_own_channel(axis):
 
 def test_neither_brightness_nor_what_is_uniform_is_seen_and_contrast_is_divided_out():
     clips = 3 * jax.random.normal(jax.random.key(1), (2, 4, 32, 32, 3))
-    own = hog3d.histograms(clips, MODEL, 2)
-    np.testing.assert_allclose(hog3d.histograms(clips + 5, MODEL, 2), own, atol=1e-4)
-    np.testing.assert_allclose(hog3d.histograms(10 * clips, MODEL, 2), own, atol=0.01)
-    assert float(jnp.max(hog3d.histograms(jnp.ones_like(clips), MODEL, 2))) < 1e-3
+    own = hog3d.histograms(clips, MODEL, 2, 0.07)
+    np.testing.assert_allclose(hog3d.histograms(clips + 5, MODEL, 2, 0.07), own, atol=1e-4)
+    np.testing.assert_allclose(hog3d.histograms(10 * clips, MODEL, 2, 0.07), own, atol=0.01)
+    assert float(jnp.max(hog3d.histograms(jnp.ones_like(clips), MODEL, 2, 0.07))) < 1e-3
+
+
+def test_gradients_far_below_the_contrast_keep_how_strong_they_are():
+    clips = 1e-2 * jax.random.normal(jax.random.key(1), (2, 4, 32, 32, 3))
+    twice, once = (hog3d.histograms(scale * clips, MODEL, 2, 1.0) for scale in (2.0, 1.0))
+    np.testing.assert_allclose(twice, 2 * once, rtol=0.02, atol=2e-4)
+    with pytest.raises(config.ConfigError, match=r"target\.contrast = 0"):
+        config.Target(kind="hog3d", contrast=0.0)
 
 
 def test_cells_are_those_of_their_own_token():
     """What lies deep inside one cell moves the histogram of no other."""
     clips = jnp.zeros((1, 4, 32, 32, 3)).at[0, 1, 8 + 4 + 2, 16 + 2].set(9.0)  # token row 1, column 2; cell (1, 0)
-    found = np.asarray(hog3d.histograms(clips, MODEL, 2)).reshape(2, 4, 4, 2, 2, 12).sum(-1)
+    found = np.asarray(hog3d.histograms(clips, MODEL, 2, 0.07)).reshape(2, 4, 4, 2, 2, 12).sum(-1)
     assert found[0, 1, 2, 1, 0] > 0.5
     found[:, 1, 2, 1, 0] = 0
     assert found.max() < 1e-2
@@ -77,7 +85,8 @@ def test_the_turn_into_the_width_keeps_variance_and_where_there_is_room_lengths(
     if width == 96:
         assert abs(np.square(goal).mean() - 1) < 1e-2
         clips = unpatchify(patches, model.grid, 2, 8)
-        plain = np.concatenate([hog3d.histograms(clips, model, n) for n in (1, 2)], axis=-1).reshape(96, -1)
+        each = [hog3d.histograms(clips, model, n, TARGET.contrast) for n in (1, 2)]
+        plain = np.concatenate(each, axis=-1).reshape(96, -1)
         plain = (plain - plain.mean(0)) / plain.std(0)
         np.testing.assert_allclose(goal.reshape(96, -1) @ goal.reshape(96, -1).T * 60 / 96, plain @ plain.T, atol=1.5)
 

@@ -124,7 +124,8 @@ def _scaled(blocks: Tree, below: Int[Array, ""]) -> Tree:
 
 
 def _near(blocks: Tree, bias: float) -> Tree:
-    """Sets the biases of queries and keys, which are two thirds of `qkv`, to `bias`."""
+    """Sets the biases of queries and keys, two thirds of `qkv`, to `bias`: turned by their positions, equal biases
+    agree best where the positions do, so attention begins at what is near."""
 
     def begin(path: tuple, leaf: Array) -> Array:
         if path[1].key != "qkv" or path[-1].key != "bias":

@@ -1,7 +1,7 @@
 """Oriented energy in space and time, the target that needs no teacher: which way brightness changes in a token's cells.
 
 A fixed stand-in for what the first stage of a visual system computes. It cannot collapse and does not move, it tells
-motion from form, and its division by local contrast leaves out how bright or how far away things are.
+motion from form, and its division by local contrast leaves out how bright things are, as far as `contrast` lets it.
 Sources: HOG3D, Kläser et al. 2008 (gradients binned along the axes of a regular solid); masked prediction of gradient
 histograms, MaskFeat, Wei et al. 2022 (arXiv 2112.09133); motion energy, Adelson and Bergen 1985.
 """
@@ -21,8 +21,6 @@ GOLDEN = (1 + 5**0.5) / 2
 CORNERS = np.array([corner for a in (1, -1) for b in (GOLDEN, -GOLDEN) for corner in ((0, a, b), (a, b, 0), (b, 0, a))])
 AXES = (CORNERS / np.linalg.norm(CORNERS, axis=1, keepdims=True)).astype(np.float32)
 """The 12 corners of an icosahedron as unit vectors (x, y, t): directions as evenly spread as can be."""
-CONTRAST = 0.07
-"""Gradients (standardised brightness per pixel or frame) well below this count as none: 4 of 255 grey levels."""
 
 
 def gradients(grey: Float[Array, "B T H W"]) -> Float[Array, "B T H W 3"]:
@@ -34,16 +32,19 @@ def gradients(grey: Float[Array, "B T H W"]) -> Float[Array, "B T H W 3"]:
     return jnp.stack([x, y, t], axis=-1) / 2
 
 
-def histograms(clips: Float[Array, "B T H W 3"], model: config.Model, cells: int) -> Float[Array, "B N F"]:
+def histograms(
+    clips: Float[Array, "B T H W 3"], model: config.Model, cells: int, contrast: float
+) -> Float[Array, "B N F"]:
     """Returns for each token the 12 energies of its `cells`² cells, F = 12 cells².
 
-    e_k = sqrt(mean over the cell of max(0, g · axis_k)²), divided by sqrt(|e|² + CONTRAST²).
+    e_k = sqrt(mean over the cell of max(0, g · axis_k)²), divided by sqrt(|e|² + contrast²), g in standardised
+    brightness a pixel or frame: gradients far below `contrast` keep how strong they are, those far above do not.
     """
     (t, h, w), side = model.grid, model.patch // cells
     power = jnp.square(jax.nn.relu(gradients(jnp.mean(clips, axis=-1)) @ AXES.T))
     split = power.reshape(len(clips), t, model.tubelet, h, cells, side, w, cells, side, len(AXES))
     energy = jnp.sqrt(jnp.mean(split, axis=(2, 5, 8)) + 1e-9)  # without it the slope at 0 would be infinite
-    energy = energy * jax.lax.rsqrt(jnp.sum(jnp.square(energy), axis=-1, keepdims=True) + CONTRAST**2)
+    energy = energy * jax.lax.rsqrt(jnp.sum(jnp.square(energy), axis=-1, keepdims=True) + contrast**2)
     return energy.transpose(0, 1, 2, 4, 3, 5, 6).reshape(len(clips), t * h * w, -1)
 
 
@@ -63,7 +64,7 @@ def goal(model: config.Model, target: config.Target) -> Callable[[Float[Array, "
 
     def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
         clips = unpatchify(patches, model.grid, model.tubelet, model.patch)
-        found = jnp.concatenate([histograms(clips, model, cells) for cells in target.cells], axis=-1)
+        found = jnp.concatenate([histograms(clips, model, cells, target.contrast) for cells in target.cells], axis=-1)
         return jnp.concatenate([form(found) for form in forms], axis=-1) @ turn
 
     return of
