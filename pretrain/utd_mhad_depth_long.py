@@ -2,7 +2,8 @@
 
 In the 400 steps of utd_mhad_depth.py hidden tokens stay unpredicted, and features come from what is read off seen ones.
 Here predictors are as wide as the encoder, two blocks deep and begin by looking at what is near, and have 800 steps:
-then .65 of the hidden targets' variance is left (a linear map from the six true neighbours leaves .51).
+then .65 of the hidden targets' variance is left (a linear map from the six true neighbours leaves .51; both measured
+with target.contrast = 0.07).
 
     cora pretrain pretrain/utd_mhad_depth_long.py --corpus.path DATA/utd_mhad_depth/manifest.csv --workdir runs/long
 """
