@@ -115,6 +115,14 @@ def with_labels(recipe: config.Pretrain, source: Path, folder: Path, methods: li
             "mib": float("nan"), "gflop": float("nan")} | dict.fromkeys(methods, score)
 
 
+def grouped(rows: list[Row]) -> dict[str, list[Row]]:
+    """Returns the rows of each variant, in the order in which variants first come."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(row)
+    return found
+
+
 def table(rows: list[Row], methods: list[str]) -> str:
     """Returns a Markdown table: mean and range over seeds of the test accuracy, by variant and probe; memory and
     operations of a step, operations of the run."""
@@ -124,8 +132,7 @@ def table(rows: list[Row], methods: list[str]) -> str:
     def cell(scores: list[float]) -> str:
         return f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
 
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        own = [row for row in rows if row["variant"] == variant]
+    for variant, own in grouped(rows).items():
         cells = [cell([row[method]["accuracy"] for row in own]) for method in methods]
         step = own[0].get("gflop", float("nan"))
         spent = (f"{own[0]['mib']:.0f} | {step:.1f} | {step * own[0]['steps'] / 1e3:.2f} | "
@@ -142,18 +149,14 @@ def table(rows: list[Row], methods: list[str]) -> str:
 def draw(rows: list[Row], method: str, path: Path) -> None:
     """Draws each variant's mean and range of test accuracy over seeds against what it costs, joined by rule."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    rules: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        if not labelled(row["variant"]):
-            rules.setdefault(family(row["variant"]), {}).setdefault(row["variant"], []).append(row)
-    for name, variants in rules.items():
-        points = []
-        for own in variants.values():
+    rules: dict[str, list[tuple[float, ...]]] = {}
+    for variant, own in grouped(rows).items():
+        if not labelled(variant):
             scores = [row[method]["accuracy"] for row in own]
-            points.append((own[0]["gflop"] * own[0]["steps"] / 1e3, own[0]["mib"],
-                           np.mean(scores), min(scores), max(scores)))
-        points.sort()
-        spent, mib, mean, low, high = np.array(points).T
+            point = own[0]["gflop"] * own[0]["steps"] / 1e3, own[0]["mib"], np.mean(scores), min(scores), max(scores)
+            rules.setdefault(family(variant), []).append(point)
+    for name, points in rules.items():
+        spent, mib, mean, low, high = np.array(sorted(points)).T
         for panel, x in zip(panels, (spent, mib), strict=True):
             panel.errorbar(x, mean, (mean - low, high - mean), fmt="o-" if panel is panels[0] else "o", label=name)
     for panel, title in zip(panels, ("10^12 operations of a run", "MiB of a step"), strict=True):

@@ -100,13 +100,13 @@ def rows(
         kind = masks.kinds(mask, settings.model.grid)[mask.kinds[0]]
 
         @jax.jit
-        def answer(video: Array, key: Array, weight: Array, kind: Any = kind) -> Curve:
+        def answer(params: Params, video: Array, key: Array, weight: Array, kind: Any = kind) -> Curve:
             drawn = (masks.sample(key, kind, video.shape[0]),)
             sight = Sight(network.patches(video), drawn)
             return course(network, settings.target, steps, rate, params, sight, weight)
 
         for weight in strengths:
-            each = [answer(video, jax.random.key(i), jnp.float32(weight)) for i, video in enumerate(shown)]
+            each = [answer(params, video, jax.random.key(i), jnp.float32(weight)) for i, video in enumerate(shown)]
             mean = {name: np.mean([one[name] for one in each], axis=0).tolist() for name in each[0]}
             found.append({"question": question, "weight": weight, "rate": rate, **mean})
     return found
