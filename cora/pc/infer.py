@@ -13,11 +13,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from cora.pc import energy as F
+from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
 from cora.pc.flow import flow
+from cora.pc.slope import aimed, aims, arrived, closing, missed, shorten, slopes, unclamped
 from cora.types import Activities, Evidence, Key, State
 
 
@@ -46,6 +48,9 @@ class Inference:
     extra error path in the manner of rec-LRA (arXiv 2002.03911). It follows no energy."""
     forward_only: bool = False
     """Leave f_l out of the settling: it only starts the states, and learns from where they went (hybrid PC)."""
+    wave: bool = False
+    """Leave out levels while no error has reached them (wave.py). Same numbers, fewer products; only for an optimiser
+    that leaves alone what has no slope, as plain and accelerated descents do and decay does not."""
     duration: float = 20.0
     """`flow`: the longest time to integrate."""
     tolerance: float = 1e-3
@@ -58,6 +63,14 @@ class Inference:
         if self.variable == "error" and (self.linearise == "forward" and self.steps != 1):
             raise ValueError(f"linearise = 'forward' with steps = {self.steps}: errors leave the forward pass after "
                              "one step; nearest: 1")
+        if self.wave and (self.noise or self.variable != "state"):
+            raise ValueError(f"wave = True with variable = {self.variable!r}, noise = {self.noise}: errors come level "
+                             "by level only where states descend without noise; nearest: False")
+
+    @property
+    def reach(self) -> int:
+        """By how many levels errors come down in a step."""
+        return max(1, self.shortcut[0])
 
     @property
     def frozen(self) -> bool:
@@ -97,6 +110,10 @@ Hook = Callable[[Learned, Settled, Int[Array, ""]], Learned]
 """(learned, where inference stands, step) -> learned: for what learns before states have settled (iPC, sums)."""
 
 
+Stages = tuple[tuple[range, Callable], ...]
+"""Which slope takes which steps."""
+
+
 class Memory(NamedTuple):
     """What a descent on states carries besides them."""
 
@@ -105,97 +122,46 @@ class Memory(NamedTuple):
     """The states at which the errors were taken."""
 
 
-def missed(z: Activities, mu: Activities, ff: Activities) -> Activities:
-    """Returns z - mu, exactly zero in a sample whose z_l and z_{l-1} both still stand at the forward pass.
+def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activities, stand: int = 0) -> Callable:
+    """Returns (params, z, memory, step) -> (slope of F in z, memory, energy of each level).
 
-    Beware: the forward pass and mu are compiled apart and may round apart. Without this a float32 network is never at
-    zero energy, and a few levels below the output rounding exceeds the signal.
+    Nothing is computed in the lowest `stand` levels, which must still be at the forward pass `ff`.
     """
-
-    def stays(own: State, start: State) -> Bool[Array, "c B"]:
-        same = [jnp.all((x == y).reshape(*x.shape[:2], -1), axis=2)
-                for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(start), strict=True)]
-        return jnp.all(jnp.stack(same), axis=0)
-
-    still = tuple(stays(own, start) for own, start in zip(z, ff, strict=True))
-    under = F.below(still, jnp.ones(still[0].shape[1], bool))
-
-    def one(rest: Bool[Array, "c B"], x: Array, m: Array) -> Array:
-        return jnp.where(rest.reshape(*rest.shape, *(1,) * (x.ndim - 2)), 0, x - m)
-
-    return tuple(jax.tree.map(partial(one, own & low), x, m)
-                 for own, low, x, m in zip(still, under, z, mu, strict=True))
-
-
-def slopes(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> tuple[State, ...]:
-    """Returns λ_l dρ_l/dg_l at these value nodes, None where a Level reads nothing out."""
-    if not evidence.goals:
-        return (None,) * len(z)
-    readouts = F.read(energy, params, z, evidence.context)
-    return jax.grad(lambda guesses: jnp.sum(F.judge(energy, guesses, evidence.goals)))(readouts)
-
-
-def aims(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> Float[Array, "L _"]:
-    """Returns the terms of F other than the state errors, by level and sample."""
-    target = F.judge(energy, F.read(energy, params, z, evidence.context), evidence.goals)
-    return target + F.reverse(energy, params, z, evidence)
-
-
-def aimed(
-    energy: Energy, params: Trees, z: Activities, evidence: Evidence
-) -> tuple[Activities, Float[Array, " L"]]:
-    """Returns the slope of the terms other than the state errors in z, and those terms, summed over the batch."""
-
-    def both(z: Activities) -> tuple[Float[Array, ""], Float[Array, " L"]]:
-        rows = jnp.sum(aims(energy, params, z, evidence), axis=1)
-        return jnp.sum(rows), rows
-
-    return jax.grad(both, has_aux=True)(z)
-
-
-def shorten(errors: Activities, slope: Activities, distance: int, gain: float) -> Activities:
-    """Returns the slope less `gain` times the error `distance` levels above, within each run of equal levels."""
-
-    def one(e: Float[Array, "c ..."], g: Float[Array, "c ..."]) -> Float[Array, "c ..."]:
-        return g if e.shape[0] <= distance else g.at[:-distance].add(-gain * e[distance:])
-
-    return jax.tree.map(one, errors, slope)
-
-
-def arrived(energy: Energy, step: Int[Array, ""]) -> Activities:
-    """Returns which levels the output's error reaches at this step: the highest at step 1, one lower each step."""
-    return tuple(jnp.asarray(x) for x in F.split(energy, jnp.arange(energy.depth, 0, -1) == step))
-
-
-def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activities) -> Callable:
-    """Returns (params, z, memory, step) -> (slope of F in z, memory, energy of each level)."""
-
-    def at(params: Trees, z: Activities) -> Activities:
-        return F.predict(energy, params, F.below(z, evidence.input), evidence.context)
+    upper, seen = wave.above(energy, evidence, ff, stand)
+    cut = partial(wave.cut, energy, stand=stand)
+    start = cut(ff)
 
     def slope(params: Trees, z: Activities, memory: Memory, step: Array) -> tuple[Activities, Memory, Array]:
         point = ff if rule.linearise == "forward" else z
-        mu, pull = jax.vjp(lambda z: at(params, z), point)
-        if rule.linearise == "forward":
-            errors = add(z, ff, -1.0)
-        else:
-            errors = missed(z, mu, ff)
+        trees, x = cut(params), cut(point)
+        mu, pull = jax.vjp(lambda x: F.predict(upper, trees, F.below(x, seen.input), seen.context), x)
+        errors = add(cut(z), start, -1.0) if rule.linearise == "forward" else missed(x, mu, start)
         precision = energy.precision if rule.precision is None else rule.precision(step)
-        precision = 0.0 if rule.forward_only else precision
-        weighed = scale(F.split(energy, precision), errors)
-        own, rows = aimed(energy, params, point, evidence)
+        precision = jnp.concatenate(F.split(energy, 0.0 if rule.forward_only else precision))[stand:]
+        weighed = scale(F.split(upper, precision), errors)
+        own, rows = aimed(upper, trees, x, seen)
         g = add(add(weighed, pull(weighed)[0], -1.0), own)
         if rule.shortcut[0]:
             g = shorten(weighed, g, *rule.shortcut)
-        g = unclamped(g, evidence)
-        kept = errors
+        rows = rows + jnp.sum(F.squares(upper, errors, precision), axis=1)
+        g, kept = (wave.restore(energy, part, ff, stand) for part in (unclamped(g, seen), errors))
         if rule.keep == "arrival":
-            now = scale(arrived(energy, step), errors)
-            kept = add(memory.errors, now)
-        row = rows + jnp.sum(F.squares(energy, errors, precision), axis=1)
-        return g, Memory(kept, point), row
+            kept = add(memory.errors, scale(arrived(energy, step), kept))
+        return g, Memory(kept, point), jnp.pad(rows, (stand, 0))
 
     return slope
+
+
+def stands(energy: Energy, rule: Inference, evidence: Evidence) -> int:
+    """Returns of how many levels, from the lowest up, nothing has moved after the last step."""
+    return wave.standing(energy, evidence, rule.reach, rule.steps) if rule.wave else 0
+
+
+def staged(energy: Energy, rule: Inference, evidence: Evidence, ff: Activities) -> tuple[Stages, Callable]:
+    """Returns the slopes in z of all steps, and that of where they end."""
+    parts = wave.stages(energy, evidence, rule.reach, rule.steps) if rule.wave else ((range(rule.steps), 0),)
+    at = partial(state_slope, energy, rule, evidence, ff)
+    return tuple((steps, at(stand)) for steps, stand in parts), at(stands(energy, rule, evidence))
 
 
 def error_slope(energy: Energy, rule: Inference, evidence: Evidence) -> Callable:
@@ -217,31 +183,19 @@ def error_slope(energy: Energy, rule: Inference, evidence: Evidence) -> Callable
     return slope
 
 
-def unclamped(x: Activities, evidence: Evidence) -> Activities:
-    """Returns slopes or errors with nothing at a clamped top."""
-    if evidence.top is None:
-        return x
-    return (*x[:-1], jax.tree.map(lambda leaf: leaf.at[-1].set(0), x[-1]))
-
-
-def closing(evidence: Evidence, z: Activities) -> Activities:
-    """Returns the error that a clamped top leaves at the highest level, zero elsewhere."""
-    zero = jax.tree.map(jnp.zeros_like, z)
-    if evidence.top is None:
-        return zero
-    return (*zero[:-1], jax.tree.map(lambda o, x, y: o.at[-1].set(y - x[-1]), zero[-1], z[-1], evidence.top))
-
-
 def loop(
-    slope: Callable, rule: Inference, learned: Learned, x: Activities, memory: Memory, key: Key | None = None,
+    stages: Stages, rule: Inference, learned: Learned, x: Activities, memory: Memory, key: Key | None = None,
     hook: Callable[[Learned, Activities, Activities, Int[Array, ""]], Learned] | None = None,
     pin: Callable[[Activities], Activities] = lambda x: x,
 ) -> tuple[Learned, Activities, Memory, Trace]:
-    """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, pin, stop."""
+    """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, pin, stop.
+
+    Each stage's slope takes the steps of its range.
+    """
     if rule.noise and key is None:
         raise ValueError(f"noise = {rule.noise}: a rule with noise needs a key")
 
-    def body(carry: tuple, step: Int[Array, ""]) -> tuple[tuple, tuple[Array, Array]]:
+    def body(slope: Callable, carry: tuple, step: Int[Array, ""]) -> tuple[tuple, tuple[Array, Array]]:
         learned, x, memory, moments, largest, going = carry
         g, memory, row = slope(learned[0], x, memory, step)
         if hook is not None:
@@ -259,8 +213,12 @@ def loop(
         return (learned, x, memory, moments, largest, going), (row, size)
 
     start: tuple = (learned, x, memory, rule.optimiser.init(x), jnp.zeros(()), jnp.array(True))
-    (learned, x, memory, *_), (trace, residual) = jax.lax.scan(body, start, jnp.arange(rule.steps))
-    return learned, x, memory, Trace(trace, residual)
+    traces = []
+    for steps, slope in stages:
+        start, trace = jax.lax.scan(partial(body, slope), start, jnp.arange(steps.start, steps.stop))
+        traces.append(Trace(*trace))
+    learned, x, memory, *_ = start
+    return learned, x, memory, jax.tree.map(lambda *rows: jnp.concatenate(rows), *traces)
 
 
 def settle(
@@ -274,14 +232,14 @@ def settle(
     z, zero = F.clamp(ff, evidence), jax.tree.map(jnp.zeros_like, ff)
     memory, trace = Memory(zero, z), Trace(jnp.zeros((0, energy.depth)), jnp.zeros(0))
     if rule.variable == "error":
-        slope = error_slope(energy, rule, evidence)
-        _, e, _, trace = loop(slope, rule, (params, None), zero, memory, key, pin=lambda e: unclamped(e, evidence))
+        stages: Stages = ((range(rule.steps), error_slope(energy, rule, evidence)),)
+        _, e, _, trace = loop(stages, rule, (params, None), zero, memory, key, pin=lambda e: unclamped(e, evidence))
         z = ff if rule.frozen else F.forward(energy, params, evidence, e)
         errors, z = add(e, closing(evidence, z)), F.clamp(z, evidence)
         seen = z
     elif rule.variable == "state":
-        slope = state_slope(energy, rule, evidence, ff)
-        _, z, memory, trace = loop(slope, rule, (params, None), z, memory, key, pin=lambda z: F.clamp(z, evidence))
+        stages, slope = staged(energy, rule, evidence, ff)
+        _, z, memory, trace = loop(stages, rule, (params, None), z, memory, key, pin=lambda z: F.clamp(z, evidence))
         errors, seen = memory.errors, memory.before
         if rule.forward_only or (rule.linearise == "forward" and rule.keep == "last"):
             errors = add(z, ff, -1.0)
@@ -316,7 +274,7 @@ def settle_and_learn(
 
     ff = F.forward(energy, learned[0], evidence)
     zero, z = jax.tree.map(jnp.zeros_like, ff), F.clamp(ff, evidence)
-    slope = state_slope(energy, rule, evidence, ff)
-    learned, z, _, trace = loop(slope, rule, learned, z, Memory(zero, z), key, at, lambda z: F.clamp(z, evidence))
+    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff)),)
+    learned, z, _, trace = loop(stages, rule, learned, z, Memory(zero, z), key, at, lambda z: F.clamp(z, evidence))
     errors = add(z, F.predict(energy, learned[0], F.below(z, evidence.input), evidence.context), -1.0)
     return learned, Settled(z, z, Errors(errors, slopes(energy, learned[0], z, evidence))), trace

@@ -8,6 +8,7 @@ so that no level's weights see another level's error, and backprop is the case w
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -16,8 +17,9 @@ import optax
 from jaxtyping import Array
 
 from cora.pc import energy as F
+from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
-from cora.pc.infer import Inference, Settled, Trace, settle, settle_and_learn
+from cora.pc.infer import Inference, Settled, Trace, settle, settle_and_learn, stands
 from cora.types import Activities, Evidence, Key, State
 
 
@@ -51,24 +53,28 @@ Rule = tuple[Inference, Learning]
 
 def gradient(
     energy: Energy, params: Trees, settled: Settled, evidence: Evidence, precision: F.Weights | Array | None = None,
-    amplify: float = 1.0,
+    amplify: float = 1.0, stand: int = 0,
 ) -> Gradient:
     """Returns the mean over the batch of dF/dθ and its slope in z_0; `precision` (π) by default the energy's.
 
-    `amplify` multiplies the part of the state errors.
+    `amplify` multiplies the part of the state errors. The lowest `stand` levels have no error: there it is zero, and
+    not computed.
     """
-    inputs, errors = settled.inputs, settled.errors
-    batch = jax.tree.leaves(inputs)[0].shape[1]
-    weights = energy.precision if precision is None else precision
+    cut = partial(wave.cut, energy, stand=stand)
+    batch = jax.tree.leaves(settled.inputs)[0].shape[1]
+    weights = jnp.concatenate(F.split(energy, energy.precision if precision is None else precision))[stand:]
+    upper, seen = wave.above(energy, evidence, settled.inputs, stand)
+    inputs, errors = cut(settled.inputs), cut(settled.errors.state)
 
-    def heads(params: Trees, x: State) -> tuple[Activities, tuple[State, ...]]:
-        lows = F.below(inputs, x)
-        return (F.predict(energy, params, lows, evidence.context), F.read(energy, params, inputs, evidence.context))
+    def heads(trees: Trees, x: State) -> tuple[Activities, tuple[State, ...]]:
+        return F.predict(upper, trees, F.below(inputs, x), seen.context), F.read(upper, trees, inputs, seen.context)
 
-    _, pull = jax.vjp(heads, params, evidence.input)
-    down = jax.tree.map(lambda e: -amplify * e / batch, scale(F.split(energy, weights), errors.state))
-    up = jax.tree.map(lambda d: d / batch, errors.target)
+    _, pull = jax.vjp(heads, cut(params), seen.input)
+    down = jax.tree.map(lambda e: -amplify * e / batch, scale(F.split(upper, weights), errors))
+    up = jax.tree.map(lambda d: d / batch, cut(settled.errors.target))
     d_params, d_input = pull((down, up))
+    if stand:
+        return Gradient(wave.restore(energy, d_params, params, stand), jax.tree.map(jnp.zeros_like, evidence.input))
     if any(level.decode is not None for level in energy.hierarchy):
         def back(params: Trees, x: State) -> Array:
             return jnp.sum(F.reverse(energy, params, settled.z, evidence._replace(input=x))) / batch
@@ -103,7 +109,8 @@ def learn(
     else:
         settled, trace = settle(energy, params, evidence, inference, key)
         last = precision_at(inference, jnp.asarray(inference.steps))
-        found = gradient(energy, params, settled, evidence, last, learning.amplify)
+        stand = stands(energy, inference, evidence)
+        found = gradient(energy, params, settled, evidence, last, learning.amplify, stand)
     return jax.tree.map(lambda g: g / learning.nudge, found), settled, trace
 
 

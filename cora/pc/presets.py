@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
 from optax import sgd
 
@@ -9,8 +10,12 @@ from cora.pc.infer import Inference
 from cora.pc.learn import Learning, Rule
 
 
+def _descent(steps: int, rate: float, **others: Any) -> Inference:
+    return Inference(steps=steps, optimiser=sgd(rate), wave=True, **others)
+
+
 def _pc(depth: int, steps: int, rate: float) -> Rule:
-    return Inference(steps=steps, optimiser=sgd(rate)), Learning()
+    return _descent(steps, rate), Learning()
 
 
 def _mcpc(depth: int, steps: int, rate: float) -> Rule:
@@ -27,16 +32,15 @@ PRESETS: dict[str, Callable[[int, int, float], Rule]] = {
                                       Learning()),
     "local": lambda depth, steps, rate: (Inference(linearise="forward", steps=1, optimiser=sgd(1.0)), Learning()),
     "pc": _pc,
-    "strict": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate), keep="stale"), Learning()),
+    "strict": lambda depth, steps, rate: (_descent(steps, rate, keep="stale"), Learning()),
     "pc_ode": lambda depth, steps, rate: (Inference(variable="flow"), Learning()),
     "ipc": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)), Learning(when="every")),
     "hybrid": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)),
                                           Learning(when="every", period=max(1, steps // 4), after=steps // 2)),
-    "zil": lambda depth, steps, rate: (Inference(steps=depth + 1, optimiser=sgd(1.0), keep="arrival"), Learning()),
+    "zil": lambda depth, steps, rate: (_descent(depth + 1, 1.0, keep="arrival"), Learning()),
     "epc": _epc,
-    "nudged": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)), Learning(nudge=0.1)),
-    "fixed_pred": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate), linearise="forward",
-                                                        keep="stale"), Learning()),
+    "nudged": lambda depth, steps, rate: (_descent(steps, rate), Learning(nudge=0.1)),
+    "fixed_pred": lambda depth, steps, rate: (_descent(steps, rate, linearise="forward", keep="stale"), Learning()),
     "accumulate": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate)), Learning(when="sum")),
     "mcpc": _mcpc,
     "hpc": lambda depth, steps, rate: (Inference(steps=steps, optimiser=sgd(rate), forward_only=True), Learning()),
