@@ -76,14 +76,8 @@ def pictures(settings: config.Pretrain, source: Path, ckpt: Path, clips: int) ->
     labelled = evaluation.labelled(source)
     ledger = Ledger(ckpt / "bad_files_settle.csv", len(labelled.clips), settings.corpus.max_bad)
     test = manifest.select(labelled, "test")
-    shown: list[np.ndarray] = []
-
-    def keep(video: np.ndarray) -> np.ndarray:
-        shown.append(video)
-        return np.zeros((1, len(video), 1))
-
-    features.tables({"it": keep}, replace(test, clips=test.clips[:clips]), settings, ledger)
-    return shown
+    read = features.batches(replace(test, clips=test.clips[:clips]), settings, ledger)
+    return [video[:, 0] for _, video in read]
 
 
 def rows(

@@ -143,7 +143,7 @@ def tables(
     """
     rows: list[Clip] = []
     parts: dict[str, list[np.ndarray]] = {name: [] for name in readers}
-    for kept, video in _batches(source, settings, ledger, count):
+    for kept, video in batches(source, settings, ledger, count):
         rows += kept
         # The last batch is filled up so that nothing compiles twice.
         whole = np.concatenate([video, np.repeat(video[-1:], BATCH - len(video), axis=0)])
@@ -166,9 +166,10 @@ def tables(
             for name, each in every.items()}
 
 
-def _batches(
-    source: Manifest, settings: config.Pretrain, ledger: Ledger, count: int
+def batches(
+    source: Manifest, settings: config.Pretrain, ledger: Ledger, count: int = 0
 ) -> Iterator[tuple[list[Clip], UInt8[np.ndarray, "B V T S S 3"]]]:
+    """Yields the readable clips of `source` and their views, cut as `tables` says: the plain one, then `count` more."""
     frames, size = settings.model.frames, settings.model.size
 
     def cut(clip: Clip, place: int) -> np.ndarray | None:
