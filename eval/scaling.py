@@ -31,7 +31,7 @@ from cora import config
 from cora.cli import load_recipe
 from cora.measure import evaluation, features
 from cora.nets.hierarchy import build
-from cora.pc import masks, rules
+from cora.pc import masks, settled
 from cora.store import weights
 from cora.types import Encoder, Params, Sight
 from cora.video import manifest
@@ -80,6 +80,7 @@ def loss(folder: Path, source: Path, draws: int = 4) -> float:
     """Returns the highest level's target error (hidden and seen tokens, as it was trained) on the test rows."""
     settings, _, params, teacher = weights.read_run(folder)
     network = build(settings.model, settings.target, settings.learn)
+    rule = settled.rule_of(settings.learn, settings.infer, settings.model, settings.target)
     kinds = masks.kinds(settings.mask, settings.model.grid).values()
     labelled = evaluation.labelled(source)
     ledger = Ledger(folder / "bad_files_loss.csv", len(labelled.clips), settings.corpus.max_bad)
@@ -87,7 +88,7 @@ def loss(folder: Path, source: Path, draws: int = 4) -> float:
     @jax.jit
     def error(params: Params, teacher: Encoder, video: Array, key: Array) -> Array:
         drawn = tuple(masks.sample(key, kind, video.shape[0]) for kind in kinds)
-        return rules.energies(network, params, teacher, Sight(network.patches(video), drawn, key))[1][-1]
+        return rule(network, params, teacher, Sight(network.patches(video), drawn, key))[1][-1]
 
     shown = [video[:, 0] for _, video in features.batches(manifest.select(labelled, "test"), settings, ledger)]
     found = [(len(video), float(error(params, teacher, jnp.asarray(video), jax.random.key(i * draws + j))))

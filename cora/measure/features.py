@@ -4,6 +4,9 @@ Knows how an encoder is read out, and reads each file once for all readers; neve
 """
 
 import json
+import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,17 +145,18 @@ def tables(
     are beside it, each cut by chance as training cuts clips, the same ones for every reader and at every time.
     """
     rows: list[Clip] = []
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in readers}
+    every: dict[str, np.ndarray] = {}
     for kept, video in batches(source, settings, ledger, count):
+        here = slice(len(rows), len(rows) + len(kept))
         rows += kept
         # The last batch is filled up so that nothing compiles twice.
         whole = np.concatenate([video, np.repeat(video[-1:], BATCH - len(video), axis=0)])
-        each: dict[str, list[np.ndarray]] = {name: [] for name in readers}
-        for view in np.moveaxis(whole, 1, 0):  # all readers of one view, then the next: see `Once`
+        for place, view in enumerate(np.moveaxis(whole, 1, 0)):  # all readers of one view, then the next: see `Once`
             for name, read in readers.items():
-                each[name].append(read(view)[:, : len(video)])
-        for name, found in each.items():
-            parts[name].append(np.stack(found, axis=2))
+                found = read(view)[:, : len(video)]
+                if name not in every:
+                    every[name] = _room((len(found), len(source.clips), 1 + count, found.shape[2]), found.dtype)
+                every[name][:, here, place] = found
     if not rows:
         raise ValueError(f"none of the {len(source.clips)} clips could be read; reasons are in {ledger.path}")
     columns = {
@@ -161,9 +165,16 @@ def tables(
         "split": np.array([clip.split for clip in rows]),
         "path": np.array([str(clip.path) for clip in rows]),
     }
-    every = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
-    return {name: Table(features=each[:, :, 0], views=each[:, :, 1:] if count else None, **columns)
+    return {name: Table(features=each[:, : len(rows), 0], views=each[:, : len(rows), 1:] if count else None, **columns)
             for name, each in every.items()}
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an array kept in a nameless temporary file (in TMPDIR): all views of a large corpus exceed memory."""
+    with tempfile.TemporaryFile() as file:  # the mapping outlives the handle
+        if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal when a page is written
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def batches(
