@@ -112,9 +112,10 @@ def measure(recipe: config.Pretrain, rule: str, factor: str, size: float, source
             **{key: row[key] for key in ("gflop", "mib", "train_seconds", "steps")}}
 
 
-def fit(x: np.ndarray, y: np.ndarray, centre: float) -> Fit:
-    """Returns the power law of least squares in the logarithms."""
-    u, v = np.log(x / centre), np.log(y)
+def fit(points: list[Row], key: str, centre: float) -> Fit:
+    """Returns the power law of a measure, by least squares in the logarithms."""
+    u = np.log([row["size"] / centre for row in points])
+    v = np.log([row[key] for row in points])
     design = np.stack([np.ones_like(u), u], axis=1)
     (level, slope), *_ = np.linalg.lstsq(design, v, rcond=None)
     free = len(u) - 2
@@ -156,8 +157,8 @@ def tables(rows: list[Row], recipe: config.Pretrain, names: list[str]) -> str:
                     f"{here[0]['gflop'] * here[0]['steps'] / 1e3:.2f}", f"{here[0]['mib']:.0f}")) if here else "")
             lines.append(f"| {factor} | {size:g} | {' | '.join(cells)} |")
         for key, what in MEASURES.items():
-            found = [fit(*np.array([[row["size"], row[key]] for row in part]).T, own(recipe, factor))
-                     for part in each.values() if len({row["size"] for row in part}) > 1]
+            found = [fit(part, key, own(recipe, factor)) for part in each.values()
+                     if len({row["size"] for row in part}) > 1]
             cells = [f"{one.power:.3f} ± {one.error:.3f}" for one in found]
             meet = meeting(found[0], found[1], own(recipe, factor)) if len(found) > 1 else ""
             fits.append(f"| {factor} | {what} | {' | '.join(cells)} | {meet} |")
@@ -174,7 +175,7 @@ def draw(rows: list[Row], recipe: config.Pretrain, names: list[str], path: Path)
                 if len({row["size"] for row in points}) < 2:
                     continue
                 x, y = np.array([[row["size"], row[key]] for row in points]).T
-                law = fit(x, y, own(recipe, factor))
+                law = fit(points, key, own(recipe, factor))
                 panel.loglog(x, y, "o", color=f"C{i}", ms=4)
                 panel.loglog(x, law.scale * (x / own(recipe, factor)) ** -law.power, color=f"C{i}", lw=1,
                              label=f"{rule}: b = {law.power:.2f}")
