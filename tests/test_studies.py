@@ -1,0 +1,70 @@
+"""What the programs of eval/ compute beside runs: variants, held-out people, shares of a corpus, fits."""
+
+from collections import Counter
+
+import compare
+import numpy as np
+import pytest
+import scaling
+
+from cora.demo import RECIPE
+from cora.schema import ConfigError
+from cora.video import manifest
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A list of 4 people, 3 classes and 8 clips of each, the last person for testing."""
+    path = tmp_path_factory.mktemp("corpus") / "list.csv"
+    rows = [f"{who}_{label}_{i}.avi,{label},c{label},{who},{'test' if who == 'd' else 'train'}"
+            for who in "abcd" for label in range(3) for i in range(8)]
+    path.write_text("\n".join(["path,label,class_name,group,split", *rows]))
+    return path
+
+
+def test_a_variant_is_the_recipe_but_for_what_it_names():
+    found = compare.varied(RECIPE, 'backprop_last,target.cells=[1],run.steps=7,target.of=both')
+    assert found.learn.rule == "backprop_last" and found.run.steps == 7
+    assert found.target.cells == (1,) and found.target.of == "both"
+    back = f"local,target.cells={list(RECIPE.target.cells)},run.steps={RECIPE.run.steps},target.of={RECIPE.target.of}"
+    assert compare.varied(found, back) == RECIPE
+    for wrong in ("local,runs.steps=7", "local,run.step=7"):
+        with pytest.raises(ConfigError):
+            compare.varied(RECIPE, wrong)
+
+
+def test_held_out_people_answer_and_true_test_people_are_gone(corpus, tmp_path):
+    found = manifest.load(compare.held_out(corpus, ["b"], tmp_path / "held.csv")).clips
+    count = Counter((clip.group, clip.split) for clip in found)
+    assert count == {("a", "train"): 24, ("b", "test"): 24, ("c", "train"): 24}
+    with pytest.raises(ConfigError, match="'d'"):
+        compare.held_out(corpus, ["d"], tmp_path / "held.csv")
+
+
+@pytest.mark.parametrize("part", [0.25, 0.5, 1.0])
+def test_a_share_is_even_over_people_and_classes_and_leaves_the_test_rows(corpus, tmp_path, part):
+    found = manifest.load(scaling.share(corpus, part, tmp_path / "part.csv")).clips
+    count = Counter((clip.group, clip.label) for clip in found)
+    assert len(count) == 12 and all(n == (8 if who == "d" else 8 * part) for (who, _), n in count.items())
+
+
+def points(power, noise=0.0, sizes=(1, 2, 4, 8)):
+    rng = np.random.default_rng(0)
+    return [{"size": size, "loss": 3 * (size / 4) ** -power * np.exp(noise * rng.normal())} for size in sizes]
+
+
+def test_a_power_law_is_found_again_and_lines_meet_where_they_cross():
+    law = scaling.fit(points(0.7), "loss", 4)
+    np.testing.assert_allclose(law, (3, 0.7, 0), atol=1e-7)
+    other = scaling.fit(points(0.2), "loss", 4)
+    assert scaling.meeting(law, other, 4) == "x = 4"
+    rough = scaling.fit(points(0.3, 0.2), "loss", 4)
+    assert rough.error > 0.04 and "parallel" in scaling.meeting(rough, other, 4)
+    assert np.isnan(scaling.fit(points(0.7, sizes=(1, 2)), "loss", 4).error)
+
+
+def test_rows_are_grouped_by_variant_whatever_their_order():
+    rows = [{"variant": name, "seed": seed} for seed in (0, 1) for name in ("b", "a")]
+    assert [[row["seed"] for row in own] for own in compare.grouped(rows).values()] == [[0, 1], [0, 1]]
+    assert list(compare.grouped(rows)) == ["b", "a"]
+    assert compare.family("local,run.steps=800,optim.lr=0.1") == "local,optim.lr=0.1"
