@@ -142,7 +142,8 @@ def tables(
     """Returns one table a reader, with a row for each readable clip of `source`; the others go to the ledger.
 
     Every clip is cut without chance: one window, in the spacing of `settings.corpus`, the whole picture. `count` views
-    are beside it, each cut by chance as training cuts clips, the same ones for every reader and at every time.
+    are beside it, each cut by chance as training cuts clips, the same ones for every reader and at every time. The
+    tables' numbers lie in nameless temporary files. Raises OSError where those find no room.
     """
     rows: list[Clip] = []
     every: dict[str, np.ndarray] = {}
