@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Array
+from matplotlib.ticker import NullLocator
 
 from cora import config
 from cora.cli import load_recipe
@@ -179,13 +180,14 @@ def draw(rows: list[Row], recipe: config.Pretrain, names: list[str], path: Path)
                 panel.loglog(x, y, "o", color=f"C{i}", ms=4)
                 panel.loglog(x, law.scale * (x / own(recipe, factor)) ** -law.power, color=f"C{i}", lw=1,
                              label=f"{rule}: b = {law.power:.2f}")
-            panel.set_xlabel(factor)
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_formatter("")
+            panel.set(xlabel=factor, xticks=sorted({own(recipe, factor), *SIZES[factor]}))
+            panel.xaxis.set_minor_locator(NullLocator())
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter("{x:g}")
             panel.grid(alpha=0.3)
-            panel.legend(fontsize=7)
+            if panel.lines:
+                panel.legend(fontsize=7)
         line[0].set_ylabel(what)
     figure.savefig(path, dpi=110)
     plt.close(figure)
