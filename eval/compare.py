@@ -69,12 +69,15 @@ def held_out(source: Path, groups: list[str], out: Path) -> Path:
     known = sorted({clip.group for clip in rows})
     for group in groups:
         require(group in known, "hold", group, f"no group of the training split; legal: {', '.join(known)}")
+    return listed([clip._replace(split="test" if clip.group in groups else "train") for clip in rows], out)
+
+
+def listed(clips: list[manifest.Clip], out: Path) -> Path:
+    """Writes a list of these clips, and returns where it is."""
     with out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "class_name", "group", "split"])
-        for clip in rows:
-            split = "test" if clip.group in groups else "train"
-            writer.writerow([clip.path.absolute(), clip.label, clip.class_name, clip.group, split])
+        writer.writerows([clip.path.absolute(), clip.label, clip.class_name, clip.group, clip.split] for clip in clips)
     return out
 
 

@@ -14,9 +14,8 @@ what is there, prints both tables, and draws OUT/scaling.png.
 """
 
 import argparse
-import csv
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +26,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Array
 from matplotlib.ticker import NullLocator
+from settle import pictures
+from tasks import once, rows_of
 
 from cora import config
 from cora.cli import load_recipe
-from cora.measure import evaluation, features
 from cora.nets.hierarchy import build
 from cora.pc import masks, settled
 from cora.store import weights
 from cora.types import Encoder, Params, Sight
 from cora.video import manifest
-from cora.video.ledger import Ledger
 
 Row = dict[str, Any]
-FIELDS = {"steps": "run.steps", "width": "model.width", "levels": "model.levels", "data": "corpus.path"}
-"""Factor -> the recipe's field."""
-SIZES: dict[str, tuple[float, ...]] = {"steps": (100, 800), "data": (0.25, 0.5), "width": (64, 192), "levels": (2, 8)}
+FIELDS = {"steps": "run.steps", "width": "model.width", "levels": "model.levels"}
+"""Factor -> the recipe's field; data have none."""
+SIZES: dict[str, tuple[float, ...]] = {"steps": (100, 800), "width": (64, 192), "levels": (2, 8), "data": (0.25, 0.5)}
 """Factor -> what is tried beside the recipe's own; data: share of the clips that are pretrained on."""
 MEASURES = {"error": "1 - accuracy", "loss": "loss, people never seen"}
 
@@ -64,17 +63,15 @@ def share(source: Path, part: float, out: Path) -> Path:
         if every >= 1 - 1e-9:
             kept.append(clip)
             every -= 1
-    with out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "class_name", "group", "split"])
-        writer.writerows([clip.path.absolute(), clip.label, clip.class_name, clip.group, clip.split] for clip in kept)
-    return out
+    return compare.listed(kept, out)
 
 
 def own(recipe: config.Pretrain, factor: str) -> float:
     """Returns the recipe's own size in one factor."""
+    if factor == "data":
+        return 1.0
     section, field = FIELDS[factor].split(".")
-    return 1.0 if factor == "data" else getattr(getattr(recipe, section), field)
+    return getattr(getattr(recipe, section), field)
 
 
 def loss(folder: Path, source: Path, draws: int = 4) -> float:
@@ -83,15 +80,13 @@ def loss(folder: Path, source: Path, draws: int = 4) -> float:
     network = build(settings.model, settings.target, settings.learn)
     rule = settled.rule_of(settings.learn, settings.infer, settings.model, settings.target)
     kinds = masks.kinds(settings.mask, settings.model.grid).values()
-    labelled = evaluation.labelled(source)
-    ledger = Ledger(folder / "bad_files_loss.csv", len(labelled.clips), settings.corpus.max_bad)
 
     @jax.jit
     def error(params: Params, teacher: Encoder, video: Array, key: Array) -> Array:
         drawn = tuple(masks.sample(key, kind, video.shape[0]) for kind in kinds)
         return rule(network, params, teacher, Sight(network.patches(video), drawn, key))[1][-1]
 
-    shown = [video[:, 0] for _, video in features.batches(manifest.select(labelled, "test"), settings, ledger)]
+    shown = pictures(settings, source, folder / "bad_files_loss.csv")
     found = [(len(video), float(error(params, teacher, jnp.asarray(video), jax.random.key(i * draws + j))))
              for i, video in enumerate(shown) for j in range(draws)]
     counts, errors = np.array(found).T
@@ -99,17 +94,15 @@ def loss(folder: Path, source: Path, draws: int = 4) -> float:
 
 
 def measure(recipe: config.Pretrain, rule: str, factor: str, size: float, source: Path, out: Path, method: str) -> Row:
-    """Trains, probes and judges one run; returns its row."""
+    """Trains, probes and judges one run; returns what its row says beside its names."""
     name = f"{rule}_{factor}_{size:g}_{recipe.run.seed}"
     if factor == "data":
-        value = str(share(source, size, out / f"share_{size:g}.csv"))
+        settings, given = compare.varied(recipe, rule), share(source, size, out / f"share_{size:g}.csv")
     else:
-        value = f"{size:g}"
-    settings = compare.varied(recipe, f"{rule},{FIELDS[factor]}={json.dumps(value) if factor == 'data' else value}")
-    settings = settings if factor == "data" else replace(settings, corpus=replace(settings.corpus, path=str(source)))
+        settings, given = compare.varied(recipe, f"{rule},{FIELDS[factor]}={size:g}"), source
+    settings = replace(settings, corpus=replace(settings.corpus, path=str(given)))
     row = compare.run(settings, source, out / name, [method], beside=False)
-    return {"rule": rule, "factor": factor, "size": size, "seed": recipe.run.seed, "method": method,
-            "error": 1 - row[method]["accuracy"], "loss": loss(out / name, source),
+    return {"method": method, "error": 1 - row[method]["accuracy"], "loss": loss(out / name, source),
             **{key: row[key] for key in ("gflop", "mib", "train_seconds", "steps")}}
 
 
@@ -146,7 +139,7 @@ def tables(rows: list[Row], recipe: config.Pretrain, names: list[str]) -> str:
              "|---|---|" + "---|" * len(names)]
     fits = ["| factor | of | " + " | ".join(f"{rule}: b" for rule in names) + " | the lines meet at |",
             "|---|---|" + "---|" * len(names) + "---|"]
-    for factor in FIELDS:
+    for factor in SIZES:
         each = {rule: curves(rows, recipe, factor, rule) for rule in names}
         for size in sorted({row["size"] for own_rows in each.values() for row in own_rows}):
             cells = []
@@ -168,9 +161,9 @@ def tables(rows: list[Row], recipe: config.Pretrain, names: list[str]) -> str:
 
 def draw(rows: list[Row], recipe: config.Pretrain, names: list[str], path: Path) -> None:
     """Draws both measures against every factor, with the fits."""
-    figure, panels = plt.subplots(len(MEASURES), len(FIELDS), figsize=(11, 5), layout="constrained", sharey="row")
+    figure, panels = plt.subplots(len(MEASURES), len(SIZES), figsize=(11, 5), layout="constrained", sharey="row")
     for line, (key, what) in zip(panels, MEASURES.items(), strict=True):
-        for panel, factor in zip(line, FIELDS, strict=True):
+        for panel, factor in zip(line, SIZES, strict=True):
             for i, rule in enumerate(names):
                 points = curves(rows, recipe, factor, rule)
                 if len({row["size"] for row in points}) < 2:
@@ -209,17 +202,14 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     source = (compare.held_out(given.manifest, given.hold, given.out / "held_out.csv") if given.hold
               else given.manifest)
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     wanted = [("steps", own(recipe, "steps"))] + [(factor, size) for factor in given.factors for size in SIZES[factor]]
     for seed in given.seeds:
         seeded = replace(recipe, run=replace(recipe.run, seed=seed))
         for factor, size in wanted:
             for rule in given.rules:
-                if not any((row["rule"], row["factor"], row["size"], row["seed"]) == (rule, factor, size, seed)
-                           for row in rows):
-                    rows.append(measure(seeded, rule, factor, size, source, given.out, given.method))
-                    with file.open("a") as out:
-                        out.write(json.dumps(rows[-1]) + "\n")
+                once(file, {"rule": rule, "factor": factor, "size": size, "seed": seed},
+                     partial(measure, seeded, rule, factor, size, source, given.out, given.method))
+    rows = rows_of(file)
     print(tables(rows, recipe, given.rules))
     draw(rows, recipe, given.rules, given.out / "scaling.png")
 

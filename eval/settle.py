@@ -71,10 +71,10 @@ def course(network: Network, target: config.Target, steps: int, rate: float, par
     return settle_and_learn(energy, (trees, empty), evidence, rule, note)[0][1]
 
 
-def pictures(settings: config.Pretrain, source: Path, ckpt: Path, clips: int) -> list[np.ndarray]:
-    """Returns the first `clips` test clips, in batches."""
+def pictures(settings: config.Pretrain, source: Path, bad: Path, clips: int | None = None) -> list[np.ndarray]:
+    """Returns the first `clips` test clips, or all, in batches; those that cannot be read go to the ledger `bad`."""
     labelled = evaluation.labelled(source)
-    ledger = Ledger(ckpt / "bad_files_settle.csv", len(labelled.clips), settings.corpus.max_bad)
+    ledger = Ledger(bad, len(labelled.clips), settings.corpus.max_bad)
     test = manifest.select(labelled, "test")
     read = features.batches(replace(test, clips=test.clips[:clips]), settings, ledger)
     return [video[:, 0] for _, video in read]
@@ -88,7 +88,7 @@ def rows(
     require(settings.learn.seen > 0, "learn.seen", settings.learn.seen, "the run reads no seen tokens; train one that "
             "does, as pretrain/utd_mhad_depth.py")
     network = build(settings.model, settings.target, settings.learn)
-    shown = pictures(settings, source, ckpt, clips)
+    shown = pictures(settings, source, ckpt / "bad_files_settle.csv", clips)
     found = []
     for question, mask in QUESTIONS.items():
         kind = masks.kinds(mask, settings.model.grid)[mask.kinds[0]]

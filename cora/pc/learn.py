@@ -62,7 +62,7 @@ def gradient(
     """
     cut = partial(wave.cut, energy, stand=stand)
     batch = jax.tree.leaves(settled.inputs)[0].shape[1]
-    weights = jnp.concatenate(F.split(energy, energy.precision if precision is None else precision))[stand:]
+    weights = F.split(energy, energy.precision if precision is None else precision)
     upper, seen = wave.above(energy, evidence, settled.inputs, stand)
     inputs, errors = cut(settled.inputs), cut(settled.errors.state)
 
@@ -70,7 +70,7 @@ def gradient(
         return F.predict(upper, trees, F.below(inputs, x), seen.context), F.read(upper, trees, inputs, seen.context)
 
     _, pull = jax.vjp(heads, cut(params), seen.input)
-    down = jax.tree.map(lambda e: -amplify * e / batch, scale(F.split(upper, weights), errors))
+    down = jax.tree.map(lambda e: -amplify * e / batch, scale(cut(weights), errors))
     up = jax.tree.map(lambda d: d / batch, cut(settled.errors.target))
     d_params, d_input = pull((down, up))
     if stand:

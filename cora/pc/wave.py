@@ -83,7 +83,7 @@ def above(energy: Energy, evidence: Evidence, z: Activities, stand: int) -> tupl
         left = max(0, left - level.repeat)
     weights = {name: value[stand:] for name in ("precision", "target", "reverse")
                if isinstance(value := getattr(energy, name), tuple)}
-    goals = cut(energy, evidence.goals, stand) if evidence.goals else ()
+    goals = cut(energy, evidence.goals, stand)
     return replace(energy, hierarchy=tuple(levels), **weights), evidence._replace(input=below, goals=goals)
 
 
