@@ -9,9 +9,10 @@ A variant is a rule and any fields of the recipe; `labels` is the same encoder t
 equal steps (supervised.py), and may have fields too (`labels,optim.lr=0.003`). With --hold, choices can be made without
 the test people: the named groups of the training split are kept out of pretraining and are the test rows, and the true
 test rows are left out.
-Appends one line a run to OUT/results.jsonl, skips what is there already, prints the table of means over seeds, and
-draws accuracy against the operations of a whole run and against the memory of a step (OUT/<method>.png): with
-variants that differ in `run.steps` or sizes, a curve a rule.
+Appends one line a run to OUT/results.jsonl, skips what is there already, prints the table of means over seeds and how
+far each variant is ahead of the first, paired by seed and person, and draws accuracy against the operations of a whole
+run and against the memory of a step (OUT/<method>.png): with variants that differ in `run.steps` or sizes, a curve a
+rule.
 """
 
 import argparse
@@ -33,6 +34,7 @@ import supervised
 from cora import config, train
 from cora.cli import load_recipe
 from cora.measure import evaluation
+from cora.measure.groups import lead
 from cora.nets.hierarchy import build
 from cora.schema import require
 from cora.video import manifest
@@ -149,6 +151,29 @@ def table(rows: list[Row], methods: list[str]) -> str:
     return "\n".join(lines)
 
 
+def against(rows: list[Row], methods: list[str]) -> str:
+    """Returns a Markdown table: how far each variant is ahead of the first, person by person and seed by seed, with the
+    95 % interval over both; of runs that have both and groups to compare."""
+    (name, first), *others = ((variant, {row["seed"]: row for row in own}) for variant, own in grouped(rows).items())
+    lines = [f"| ahead of {name} | {' | '.join(methods)} |", "|---|" + "---|" * len(methods)]
+
+    def people(row: Row, method: str) -> dict[str, float]:
+        return row[method].get("by_group", {})
+
+    for variant, own in others:
+        cells = []
+        for method in methods:
+            pairs = [(people(own[seed], method), people(first[seed], method)) for seed in own if seed in first]
+            known = [(mine, its) for mine, its in pairs if its and mine.keys() == its.keys()]
+            if not known:  # rows of a corpus without groups
+                cells.append("")
+                continue
+            mean, (low, high) = lead(np.array([[mine[who] - its[who] for who in its] for mine, its in known]), 0)
+            cells.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f}; {len(known)} seeds)")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(rows: list[Row], method: str, path: Path) -> None:
     """Draws each variant's mean and range of test accuracy over seeds against what it costs, joined by rule."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
@@ -216,7 +241,7 @@ def main() -> None:
             rows.append({"variant": variant, **row})
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")
-    print(table(rows, given.methods))
+    print(table(rows, given.methods), against(rows, given.methods), sep="\n\n")
     for method in given.methods:
         draw(rows, method, given.out / f"{method}.png")
 

@@ -23,7 +23,7 @@ from cora import config, train
 from cora.cli import load_recipe
 from cora.measure import evaluation, features
 from cora.measure.attentive import heads_for
-from cora.measure.probe import interval, settle_split
+from cora.measure.groups import judged, settle_split
 from cora.nets.hierarchy import build, latents
 from cora.nets.pooler import Classifier, init
 from cora.nets.vit import apply
@@ -88,8 +88,7 @@ def run(recipe: config.Pretrain, source: Path, folder: Path, views: int = 8) -> 
     table = settle_split(table, recipe.run.seed)
     test = table.split == "test"
     right = table.every(0)[test].mean(1).argmax(1) == table.label[test]
-    ci95, over = interval(right, table.group[test], recipe.run.seed)
-    return {"accuracy": float(right.mean()), "ci95": ci95, "ci_over": over}
+    return judged(right, table.group[test], recipe.run.seed)._asdict()
 
 
 def main() -> None:

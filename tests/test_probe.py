@@ -1,6 +1,5 @@
 """Laws of the frozen evaluation: what it may look at, what it must not change, what it refuses."""
 
-import itertools
 import json
 import warnings
 
@@ -204,76 +203,6 @@ def test_views_that_repeat_a_clip_change_nothing() -> None:
         probe.evaluate(table._replace(views=table.features[:, :, None] * np.inf), "linear")
 
 
-# ------------------------------------------------------------------------------------------ groups, folds, intervals
-
-
-def test_no_fold_divides_a_group_and_none_is_empty() -> None:
-    rng = np.random.default_rng(0)
-    for groups, seed in itertools.product((2, 3, 5, 6, 17), range(3)):
-        number = np.concatenate([np.arange(groups), rng.integers(groups, size=60)])
-        group, label = number.astype(str), rng.integers(4, size=len(number))
-        fold = probe.folds(label, group, seed)
-        assert set(fold.tolist()) == set(range(min(groups, probe.FOLDS)))
-        assert all(len(set(fold[group == name].tolist())) == 1 for name in np.unique(group))
-        assert np.array_equal(fold, probe.folds(label, group, seed))
-
-
-@pytest.mark.parametrize("group", [np.full(60, "one"), np.full(60, ""), np.arange(60).astype(str)])
-def test_without_groups_every_fold_has_its_share_of_every_class(group: np.ndarray) -> None:
-    label = np.repeat([0, 1, 2], [30, 20, 10])
-    fold = probe.folds(label, group, 0)
-    counts = np.array([[((fold == f) & (label == c)).sum() for c in range(3)] for f in range(5)])
-    assert np.array_equal(counts, np.tile([6, 4, 2], (5, 1)))
-
-
-def test_clips_without_a_group_are_no_group_of_their_own() -> None:
-    group = np.array(["", "a", "", "b", "a", ""])
-    unit = probe.units(group)
-    assert len(np.unique(unit)) == 5 and unit[1] == unit[4]
-
-
-def test_groups_of_one_class_are_spread_over_folds() -> None:
-    label = np.repeat(np.arange(4), 30)  # as in UCF-101: a group is one video, of one class
-    group = np.array([f"{c}-{i % 10}" for i, c in enumerate(label)])
-    fold = probe.folds(label, group, 1)
-    assert all(((fold == f) & (label == c)).sum() == 6 for f in range(5) for c in range(4))
-
-
-def test_drawn_split_is_stratified_seeded_and_keeps_groups_whole() -> None:
-    label = np.repeat([0, 1, 2], [40, 20, 10])
-    single = probe.split_rows(label, np.full(70, ""), 0)
-    assert [int((single[label == c] == "test").sum()) for c in range(3)] == [12, 6, 3]
-    assert np.array_equal(single, probe.split_rows(label, np.full(70, ""), 0))
-    assert not np.array_equal(single, probe.split_rows(label, np.full(70, ""), 1))
-    table = toy(groups=10)
-    whole = probe.split_rows(table.label, table.group, 0)
-    assert sum(len(set(whole[table.group == g].tolist())) for g in np.unique(table.group)) == 10
-    assert len(np.unique(table.group[whole == "test"])) == 3
-
-
-def test_interval_covers_and_comes_from_the_seed() -> None:
-    rng = np.random.default_rng(0)
-    group = np.repeat(np.arange(30), 6).astype(str)
-    covered = 0
-    for trial in range(200):
-        chance = np.repeat(rng.beta(4, 2, size=30), 6)  # groups differ; their mean is 2/3
-        (low, high), over = probe.interval(rng.random(180) < chance, group, trial)
-        assert over == "groups"
-        covered += low <= 2 / 3 <= high
-    assert 0.88 <= covered / 200 <= 0.99
-    right, uneven = rng.random(180) < 0.5, rng.integers(30, size=180).astype(str)
-    assert probe.interval(right, uneven, 4) == probe.interval(right, uneven, 4) != probe.interval(right, uneven, 5)
-
-
-def test_interval_over_groups_is_wider_where_groups_agree_and_needs_three_of_them() -> None:
-    right = np.repeat(np.arange(12) % 2 == 0, 10)
-    group = np.repeat(np.arange(12), 10).astype(str)
-    (low, high), _ = probe.interval(right, group, 0)
-    (inner_low, inner_high), over = probe.interval(right, np.arange(120).astype(str), 0)
-    assert over == "clips" and low < inner_low - 0.05 and high > inner_high + 0.05
-    assert probe.interval(right, np.where(right, "a", "b"), 0) == ((inner_low, inner_high), "clips")
-
-
 # ------------------------------------------------------------------------------------------- the report and the rest
 
 
@@ -289,6 +218,7 @@ def test_report_is_json_with_every_part_and_its_split_is_drawn_where_there_is_no
         assert part["random"]["accuracy"] == pytest.approx(1 / 3)
         for one in (part, part["random"], part["pixels"]):
             assert {"accuracy", "ci95", "ci_over", "level", "per_level"} <= set(one) and len(one["ci95"]) == 2
+            assert np.mean(list(one["by_group"].values())) == pytest.approx(one["accuracy"])  # groups of one size
     bare = [t._replace(split=np.full(72, "")) for t in (table, other, pixels)]
     drawn = probe.probe(bare[0], {"random": bare[1], "pixels": bare[2]}, ("linear",))
     assert drawn["drawn_split"] and drawn["n_test"] + drawn["n_train"] == 72 and "knn" not in drawn

@@ -68,3 +68,14 @@ def test_rows_are_grouped_by_variant_whatever_their_order():
     assert [[row["seed"] for row in own] for own in compare.grouped(rows).values()] == [[0, 1], [0, 1]]
     assert list(compare.grouped(rows)) == ["b", "a"]
     assert compare.family("local,run.steps=800,optim.lr=0.1") == "local,optim.lr=0.1"
+
+
+def test_leads_are_paired_by_seed_and_person():
+    def row(variant, seed, **people):
+        return {"variant": variant, "seed": seed, "knn": {"by_group": people}}
+
+    rows = [row("b", 0, x=0.2, y=0.6), row("b", 1, y=0.5, x=0.3), row("a", 1, x=0.4, y=0.6), row("a", 2, x=1.0, y=1.0),
+            row("c", 0), row("d", 7, x=0.1, y=0.2)]
+    lines = compare.against(rows, ["knn"]).splitlines()
+    assert lines[0] == "| ahead of b | knn |"
+    assert lines[2:] == ["| a | +0.100 (+0.100 to +0.100; 1 seeds) |", "| c |  |", "| d |  |"]

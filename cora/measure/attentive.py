@@ -17,7 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from cora.measure.probe import Score, interval, settle_split, training_folds
+from cora.measure.groups import judged, settle_split, training_folds
+from cora.measure.probe import Score
 from cora.measure.table import Table
 from cora.nets.pooler import Classifier, init
 from cora.nets.vit import apply
@@ -181,9 +182,8 @@ def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int =
     best = int(np.argmax(held_out))
     weights = fit(inside, label, plan.grid[best : best + 1])
     right = classes[answer(probe, weights, x[test])[0]] == table.label[test]
-    ci95, ci_over = interval(right, table.group[test], seed)
-    accuracy = float(right.mean())
-    score = Score(accuracy, ci95, ci_over, plan.level, (accuracy,), (plan.grid[best],), (float(held_out[best]),))
+    found = judged(right, table.group[test], seed)
+    score = Score(*found, plan.level, (found.accuracy,), (plan.grid[best],), (float(held_out[best]),))
     return Fitted(score, jax.tree.map(lambda leaf: np.asarray(leaf[0]), weights), classes)
 
 
