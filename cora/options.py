@@ -1,4 +1,5 @@
-"""What a run hides of its clips, and how its weights move: two sections of a config (cora/config.py)."""
+"""What a run hides of its clips, which error moves which weights, and how they move: three sections of a config
+(cora/config.py)."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -49,6 +50,68 @@ class Mask:
             fraction(f"mask.{name}", asked)
             require(seen + asked <= 1 or name == "future", f"mask.{name}", (seen, asked),
                     f"must not sum to more than 1; nearest: {(seen, round(1 - seen, 6))}")
+
+
+SCANNED = ("local", "backprop_all")
+"""Rules that go level by level, in which a level may hear from the one above."""
+PRIOR = (*SCANNED, "backprop_last")
+"""Rules under which latents may have a prior."""
+DIRECT = (*PRIOR, "dense")
+"""Rules without inference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """Which error moves which weights."""
+
+    rule: Literal[
+        "local", "backprop_last", "backprop_all", "dense",
+        "pc", "pc_ode", "strict", "zil", "epc", "fixed_pred", "accumulate", "mcpc", "exact",
+    ] = "local"
+    """`local`: each level learns from its own target error and nothing crosses a level. `backprop_last` (V-JEPA 2),
+    `backprop_all`, `dense` (V-JEPA 2.1): controls, the last level's error, the sum of all levels' errors, or the error
+    of one predictor of all levels' latents, differentiated from end to end. The others are predictive coding with
+    inference: states settle under all levels' errors, then each level learns."""
+    reach: int = 1
+    """With rule `local`: an error teaches its own level and the encoder levels below it, so many in all; as many as
+    there are levels is `backprop_all`. Memory grows with the reach, not with depth."""
+    top_down: bool = False
+    """Predictors also hear what the level above predicts of the hidden tokens (rules `local` and `backprop_all`)."""
+    seen: float = 0.0
+    """Weight of the error on the tokens that are seen, whose targets a linear map reads off a level's latents, beside
+    that on the hidden ones, which the predictor has to infer."""
+    prior: float = 0.0
+    """Weight of SIGReg, the Gaussian prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
+    prior_of: Literal["tokens", "clips"] = "clips"
+    """Whose distribution is held to the prior: every context token's latents, or their mean over a clip."""
+    slices: int = 256
+    """Random directions, new ones every step, along which the prior looks."""
+    context: float = 0.5
+    """With rule `dense`: weight of the error on the context tokens beside that on the hidden ones."""
+    context_ramp: tuple[float, float] = (1 / 9, 2 / 9)
+    """Fractions of the run between which that weight rises from 0 (V-JEPA 2.1: steps 15,000 to 30,000 of 135,000)."""
+    context_distance: bool = True
+    """Weigh a context token by 1 / sqrt(distance to the nearest hidden one)."""
+
+    def __post_init__(self) -> None:
+        positive("learn", self, "slices", "reach")
+        for name in ("seen", "prior", "context"):
+            value = getattr(self, name)
+            require(value >= 0, f"learn.{name}", value, "must not be negative; nearest: 0.0")
+        span("learn.context_ramp", self.context_ramp, 0.0, 1.0)
+        require(self.reach == 1 or (self.rule == "local" and not self.top_down), "learn.reach", self.reach,
+                f"is for learn.rule = 'local' without learn.top_down, not {self.rule!r}; nearest: 1")
+        require(not self.top_down or self.rule in SCANNED, "learn.top_down", self.top_down,
+                f"rule {self.rule!r} knows no level above; nearest: False, or learn.rule = 'local'")
+        require(self.seen == 0 or self.rule != "dense", "learn.seen", self.seen,
+                "rule 'dense' has learn.context for that; nearest: 0.0")
+        require(self.prior == 0 or self.rule in PRIOR, "learn.prior", self.prior,
+                f"rule {self.rule!r} has no prior on latents; nearest: 0.0, or learn.rule = 'local'")
+
+    @property
+    def predictors(self) -> int | None:
+        """How many predictors this rule trains; None: one a level."""
+        return 1 if self.rule in ("backprop_last", "dense") else None
 
 
 @dataclass(frozen=True, kw_only=True)

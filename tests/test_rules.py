@@ -1,5 +1,6 @@
 """Laws of the learning rules: locality, and equality of the memory-flat scan with plain differentiation."""
 
+from functools import partial
 from typing import get_args, get_type_hints
 
 import jax
@@ -78,6 +79,31 @@ def test_backprop_crosses_levels(case):
     np.testing.assert_allclose(kernel(cut)[-1], kernel(through)[-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("reach", [2, MODEL.levels])
+def test_an_error_reaches_so_many_levels_and_no_further(case, reach):
+    """The gradient of the sum of all energies, each in its own copy of the network that is cut `reach` levels below."""
+    network, params, teacher, sight = case
+    ours, energy = compiled(partial(rules.local, reach=reach), static_argnums=0)(*case)
+
+    def windows(params):
+        return sum(energies(network, _frozen_below(params, top - reach + 1), teacher, sight)[0][top]
+                   for top in range(MODEL.levels))
+
+    assert largest_gap(ours, compiled(jax.grad(windows))(params)) < 1e-5
+    _, same = compiled(rules.local, static_argnums=0)(*case)
+    np.testing.assert_allclose(energy, same, rtol=1e-5)
+    if reach == MODEL.levels:
+        assert largest_gap(ours, compiled(rules.backprop_all, static_argnums=0)(*case)[0]) < 1e-5
+
+
+def _frozen_below(params, level):
+    """The same weights, but nothing is learned below this level."""
+    if level <= 0:
+        return params
+    held = jax.tree.map(lambda x: jnp.concatenate([jax.lax.stop_gradient(x[:level]), x[level:]]), params.encoder.levels)
+    return Params(Encoder(jax.lax.stop_gradient(params.encoder.embed), held), params.predictors)
+
+
 def test_backprop_last_is_the_gradient_of_the_last_energy(case):
     network, params, teacher, sight = case
     ours, energy = compiled(rules.backprop_last, static_argnums=0)(*case)
@@ -108,7 +134,9 @@ def test_memory_of_local_does_not_grow_with_depth():
         hidden = (masks.Masks(*(jax.ShapeDtypeStruct((4, k), jnp.int32) for k in (8, 16))),)
         run = jax.jit(rule, static_argnums=0).lower(network, params, params.encoder, Sight(patches, hidden))
         return run.compile().memory_analysis().temp_size_in_bytes
-    assert temporary(12, rules.local) < 1.3 * temporary(3, rules.local)
+    for reach in (1, 2):
+        rule = partial(rules.local, reach=reach)
+        assert temporary(12, rule) < 1.3 * temporary(3, rule)
     assert temporary(12, rules.backprop_all) > 2.5 * temporary(3, rules.backprop_all)
 
 

@@ -99,31 +99,47 @@ def energies(
     return jax.lax.scan(climb, first, (params.encoder.levels, params.predictors, teacher.levels))[1]
 
 
-def local(network: Network, params: Params, teacher: Encoder, sight: Sight) -> tuple[Params, Float[Array, " L"]]:
-    """Returns each level's gradient of its own energy, its input held fixed, and the target errors.
+def local(
+    network: Network, params: Params, teacher: Encoder, sight: Sight, reach: int = 1
+) -> tuple[Params, Float[Array, " L"]]:
+    """Returns the gradient of each level's energy in its own weights and those of the reach - 1 encoder levels below,
+    what enters the lowest of them held fixed; and the target errors.
 
-    One scan over the levels computes a level's forward pass, its error and its gradient before it goes on to the
-    next, so that only one level's activations live at a time and memory does not grow with depth. The patch
-    embedding belongs to the lowest level.
+    With a reach of 1 nothing crosses a level; with that of all levels this is `backprop_all`; between them, local
+    updates overlap (Xiong et al. 2020, arXiv 2008.01342). One scan over the levels computes a level's forward pass, its
+    error and its gradient before it goes on to the next, so that only `reach` levels' activations live at a time and
+    memory does not grow with depth. The patch embedding belongs to the lowest level.
     """
     z, pull_back = jax.vjp(lambda tree: start(network, tree, sight), params.encoder.embed)
+    every = params.encoder.levels
+    depths = range(reach - 1, -1, -1)  # of the levels that learn, below the one whose error it is
 
-    def climb(carry: tuple, level: tuple) -> tuple[tuple, tuple[Float[Array, ""], tuple[Tree, Tree]]]:
-        z, full, pull = carry
-        index, tree, predictor, teacher_tree = level
+    def climb(carry: tuple, level: tuple) -> tuple[tuple, tuple[Float[Array, ""], Tree]]:
+        z, full, pull, learned = carry
+        index, predictor, teacher_tree = level
         full, goal = teach(network, teacher_tree, full, sight)
+        places = [jnp.maximum(index - depth, 0) for depth in depths]
 
-        def own(tree: tuple[Tree, Tree], z: list[Latents]) -> tuple[Float[Array, ""], tuple]:
-            return level_energy(network, tree, z, goal, sight)
+        def own(window: list[Tree], predictor: Tree, z: list[Latents]) -> tuple[Float[Array, ""], tuple]:
+            outputs = []
+            for depth, tree in zip(depths, window[:-1], strict=False):
+                up = [network.encode(tree, x, m.context) for x, m in zip(z, sight.masks, strict=True)]
+                z = [jnp.where(index >= depth, y, x) for x, y in zip(z, up, strict=True)]  # else there is no such level
+                outputs.append(z)
+            energy, (error, z) = level_energy(network, (window[-1], predictor), z, goal, sight)
+            return energy, (error, [*outputs, z][0])
 
-        (_, (error, above)), (d_tree, d_z) = jax.value_and_grad(own, (0, 1), has_aux=True)((tree, predictor), z)
-        pull = jax.tree.map(lambda first, kept: jnp.where(index == 0, first, kept), d_z, pull)
-        return (above, full, pull), (error, d_tree)
+        window = [jax.tree.map(lambda leaf, at=at: leaf[at], every) for at in places]
+        (_, (error, above)), (d_window, d_predictor, d_z) = jax.value_and_grad(own, (0, 1, 2), has_aux=True)(
+            window, predictor, z)
+        for at, found in zip(places, d_window, strict=True):
+            learned = jax.tree.map(lambda total, one, at=at: total.at[at].add(one), learned, found)
+        pull = jax.tree.map(lambda one, kept: jnp.where(index < reach, kept + one, kept), d_z, pull)
+        return (above, full, pull, learned), (error, d_predictor)
 
-    index = jnp.arange(jax.tree.leaves(params.predictors)[0].shape[0])
-    first = (z, taught(network, teacher, sight), jax.tree.map(jnp.zeros_like, z))
-    levels = (index, params.encoder.levels, params.predictors, teacher.levels)
-    (_, _, pull), (error, (d_levels, d_predictors)) = jax.lax.scan(climb, first, levels)
+    first = (z, taught(network, teacher, sight), *jax.tree.map(jnp.zeros_like, (z, every)))
+    levels = jnp.arange(len(jax.tree.leaves(every)[0])), params.predictors, teacher.levels
+    (_, _, pull, d_levels), (error, d_predictors) = jax.lax.scan(climb, first, levels)
     return Params(Encoder(pull_back(pull)[0], d_levels), d_predictors), error
 
 

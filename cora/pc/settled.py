@@ -1,6 +1,7 @@
 """Any preset as the learning rule of a video network, and the one place where a config's rule is looked up."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,8 @@ def rule_of(
         return dense.rule(learning, target, model.grid)
     if learning.top_down:
         return topdown.RULES[learning.rule]
+    if learning.reach > 1:
+        return partial(rules.local, reach=learning.reach)
     rule = algorithm(learning, infer, model.levels)
     return DIRECT[learning.rule] if rule is None else settled(rule, engine)
 
