@@ -24,6 +24,10 @@ ROOT = Path(__file__).parent.parent
     (lambda: c.Corpus(crop_scale=(0.9, 0.3)), ["corpus.crop_scale", "0.9"]),
     (lambda: c.Optim(lr=-1.0), ["optim.lr", "-1.0"]),
     (lambda: c.Run(batch=0), ["run.batch", "0"]),
+    (lambda: c.Learn(reach=0), ["learn.reach", "0"]),
+    (lambda: c.Learn(reach=2, rule="pc"), ["learn.reach", "'pc'", "nearest: 1"]),
+    (lambda: c.Learn(reach=2, top_down=True), ["learn.reach", "top_down"]),
+    (lambda: c.Pretrain(learn=c.Learn(reach=5)), ["learn.reach", "5", "nearest: 4"]),
     (lambda: c.from_json(c.Pretrain, '{"optim": {"rate": 1}}'), ["optim.rate", "optim."]),
 ])
 def test_an_impossible_value_is_refused_by_name(make, words):
