@@ -50,6 +50,9 @@ def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):
         score = found[method]
         assert set(score) >= {"accuracy", "ci95", "level", "per_level", "random", "pixels"}
         assert 0 <= score["ci95"][0] <= score["accuracy"] <= score["ci95"][1] <= 1
+        for other in (score["random"], score["pixels"]):
+            gaps = [right - other["by_group"][name] for name, right in score["by_group"].items()]
+            assert len(gaps) > 2 and other["ahead"] == pytest.approx(np.mean(gaps))
     assert "broken.mp4" in (run / "bad_files_probe.csv").read_text()
 
 

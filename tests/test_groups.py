@@ -79,6 +79,7 @@ def test_each_named_group_is_judged_by_its_own_rows() -> None:
     right, group = np.array([1, 1, 0, 0, 1, 0], bool), np.array(["b", "b", "b", "a", "a", ""])
     found = groups.judged(right, group, 0)
     assert found.accuracy == 0.5 and found.by_group == {"a": 0.5, "b": pytest.approx(2 / 3)}
+    assert groups.judged(right, np.arange(6).astype(str), 0).by_group == {}  # a row each: nothing to add
 
 
 def test_a_lead_covers_seeds_and_groups() -> None:
@@ -94,3 +95,10 @@ def test_a_lead_covers_seeds_and_groups() -> None:
     for gaps in (np.repeat(np.eye(3)[:, :1], 4, axis=1), np.repeat(np.eye(4)[:1], 3, axis=0)):
         low, high = groups.lead(gaps, 0)[1]
         assert low < high - 0.3  # seeds are drawn, and so are groups
+
+
+def test_two_accuracies_are_paired_by_group_or_not_at_all() -> None:
+    own, other = {"a": 0.9, "b": 0.5, "c": 0.7}, {"c": 0.6, "b": 0.4, "a": 0.8}
+    found = groups.paired(own, other, 0)
+    assert [found["ahead"], *found["ahead_ci95"]] == pytest.approx([0.1] * 3)  # groups differ, the lead does not
+    assert groups.paired(own, {**other, "d": 1.0}, 0) == groups.paired({"a": 1.0}, {"a": 0.5}, 0) == {}

@@ -231,11 +231,20 @@ def test_the_verdict_rests_on_the_last_tenth():
 @pytest.mark.parametrize(("trained", "words"), [
     (0.7, "clearly better than the same network untrained (40%), and clearly better than raw pixels (50%)"),
     (0.55, "clearly better than the same network untrained (40%), and above raw pixels (50%), though"),
-    (0.47, "above the same network untrained (40%), though the intervals overlap, and no better than raw pixels"),
+    (0.47, "above the same network untrained (40%), though not beyond doubt, and no better than raw pixels"),
     (0.4, "no better than the same network untrained (40%), and no better than raw pixels"),
 ])
 def test_a_score_is_compared_by_its_intervals(trained, words):
     assert words in reading.compare(score(trained) | {"random": score(0.4), "pixels": score(0.5)})
+
+
+def test_a_lead_over_groups_decides_where_it_is_known():
+    def beside(low, high):
+        return score(0.48) | {"ahead": 0.02, "ahead_ci95": [low, high]}
+
+    words = reading.compare(score(0.5) | {"random": beside(0.01, 0.03), "pixels": beside(-0.01, 0.05)})
+    assert "better than the same network untrained (48%) by 1 to 3 points" in words
+    assert "above raw pixels (48%), though not beyond doubt" in words
 
 
 # --------------------------------------------------------------------------------------------------------- arrays

@@ -9,6 +9,7 @@ from rich.table import Table as Lines
 
 from cora import config
 from cora.measure import attentive, features
+from cora.measure.groups import paired
 from cora.measure.probe import METHODS, Method, plain
 from cora.measure.probe import probe as compare
 from cora.measure.table import SPLITS, Table
@@ -21,6 +22,8 @@ from cora.video.ledger import Ledger
 ATTENTIVE = "attentive"
 TOKENS = " tokens"
 """Ends the names of tables that an attentive probe reads."""
+BESIDE = ("random", "pixels", "motion", "against")
+"""What a trained encoder is compared with, by the names that they have in a report."""
 Named = Method | Literal["attentive"]
 
 
@@ -78,7 +81,8 @@ def probe(
     plan: attentive.Recipe | None = None, keep: Path | None = None, views: int = 8, beside: bool = True,
 ) -> dict[str, Any]:
     """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `random`, `pixels`, `motion` (and
-    `against`) beside; with `beside` False only the encoder (and `against`).
+    `against`) beside, and how far the encoder is ahead of each, paired by group; with `beside` False only the encoder
+    (and `against`).
 
     Beside the clip seen without chance, `views` random ones of each are learned from and answered by. The attentive
     probe is made as `plan` says and left in the folder `keep`. Raises ConfigError for an unknown method.
@@ -103,6 +107,9 @@ def probe(
     if ATTENTIVE in methods:
         report = {ATTENTIVE: _attentive(by_tokens, readable, plan, rows.classes, keep, seed)} | report
     report["views"] = 1 + views
+    for own in (report[method] for method in methods):
+        for other in (own[name] for name in BESIDE if name in own):
+            other |= paired(own["by_group"], other["by_group"], seed)
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 
 
@@ -125,14 +132,16 @@ def _attentive(tables: Mapping[str, Table], readable: Mapping[str, Pretrained], 
 
 def as_table(report: Mapping[str, Any]) -> Lines:
     """Returns the report as a table for people: accuracy and interval of the encoder and of what it must beat."""
-    lines = Lines("probe", "features", "accuracy", "95 % interval", "level", "per level")
+    lines = Lines("probe", "features", "accuracy", "95 % interval", "trained is ahead by", "level", "per level")
     for method, own in report.items():
         if not isinstance(own, dict):
             continue
-        others = {name: own[name] for name in ("random", "pixels", "motion", "against") if name in own}
+        others = {name: own[name] for name in BESIDE if name in own}
         for name, score in {"trained": own, **others}.items():
             low, high = score["ci95"]
             each = " ".join(f"{x:.3f}" for x in score["per_level"])
-            cells = f"{score['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", str(score["level"])
+            ahead = ("{:+.3f} ({:+.3f} to {:+.3f})".format(score["ahead"], *score["ahead_ci95"])
+                     if "ahead" in score else "")
+            cells = f"{score['accuracy']:.3f}", f"{low:.3f} to {high:.3f}", ahead, str(score["level"])
             lines.add_row(method, name, *cells, each)
     return lines

@@ -4,8 +4,8 @@ together.
 A group is a person, a place or a long video. Nothing here knows a classifier.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -106,8 +106,10 @@ def settle_split(table: Table, seed: int) -> Table:
 
 
 def judged(right: Bool[np.ndarray, "n"], group: np.ndarray, seed: int) -> Judged:
-    """Returns the accuracy of answers to test rows, its interval, and that of each named group."""
-    each = {str(name): float(right[group == name].mean()) for name in np.unique(group) if name}
+    """Returns the accuracy of answers to test rows, its interval, and that of each named group, unless every row is a
+    group of its own."""
+    names = [name for name in np.unique(group) if name]
+    each = {str(name): float(right[group == name].mean()) for name in names} if len(names) < len(right) else {}
     return Judged(float(right.mean()), *interval(right, group, seed), each)
 
 
@@ -137,3 +139,12 @@ def lead(gaps: Float[np.ndarray, "S G"], seed: int) -> tuple[float, tuple[float,
     rows, columns = (rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in gaps.shape)
     low, high = np.quantile(np.einsum("rs,sg,rg->r", rows, gaps, columns), [0.025, 0.975])
     return float(gaps.mean()), (float(low), float(high))
+
+
+def paired(own: Mapping[str, float], other: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """Returns {ahead: mean over groups of own - other, ahead_ci95: its interval over them}; {} for fewer than three
+    groups, or others."""
+    if len(own) < 3 or own.keys() != other.keys():
+        return {}
+    mean, ci95 = lead(np.array([[own[name] - other[name] for name in own]]), seed)
+    return {"ahead": mean, "ahead_ci95": list(ci95)}

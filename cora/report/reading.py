@@ -101,14 +101,18 @@ def _levels(levels: Int[np.ndarray, "n"]) -> str:
 
 
 def compare(score: dict[str, Any]) -> str:
-    """Returns in words whether the trained features beat random ones and pixels, judged by the 95 % intervals."""
+    """Returns in words whether the trained features beat random ones and pixels, judged by the 95 % interval of the
+    lead over groups where it is known, else by whether the two intervals overlap."""
     parts = []
     for name, words in (("random", "the same network untrained"), ("pixels", "raw pixels")):
         other = score[name]
-        if score["ci95"][0] > other["ci95"][1]:
+        if "ahead" in other and other["ahead_ci95"][0] > 0:
+            low, high = (100 * x for x in other["ahead_ci95"])
+            parts.append(f"better than {words} ({other['accuracy']:.0%}) by {low:.0f} to {high:.0f} points")
+        elif score["ci95"][0] > other["ci95"][1]:
             parts.append(f"clearly better than {words} ({other['accuracy']:.0%})")
         elif score["accuracy"] > other["accuracy"]:
-            parts.append(f"above {words} ({other['accuracy']:.0%}), though the intervals overlap")
+            parts.append(f"above {words} ({other['accuracy']:.0%}), though not beyond doubt")
         else:
             parts.append(f"no better than {words} ({other['accuracy']:.0%})")
     return f"{score['accuracy']:.0%} correct: " + ", and ".join(parts)
