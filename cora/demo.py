@@ -47,8 +47,8 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
     figures = ("accuracy", "ci95", "level", "per_level")
     found = {
         "probe": {
-            method: {"trained": report[method]["accuracy"], "random": report[method]["random"]["accuracy"],
-                     "pixels": report[method]["pixels"]["accuracy"],
+            method: {"trained": report[method]["accuracy"],
+                     **{name: report[method][name]["accuracy"] for name in evaluation.BESIDE if name in report[method]},
                      "detail": {name: report[method][name] for name in figures}}
             for method in ("linear", "knn")
         },

@@ -144,7 +144,7 @@ def table(rows: list[Row], methods: list[str]) -> str:
                  f"{np.mean([row['train_seconds'] for row in own]):.0f}")
         lines.append(f"| {variant}, {len(own)} seeds | {' | '.join(cells)} | {spent} |")
     probed = [row for row in rows if "random" in row[methods[0]]]
-    for baseline in ("random", "pixels", "motion"):
+    for baseline in ("random", "targets", "pixels", "motion"):
         own = list({row["seed"]: row for row in reversed(probed)}.values())  # the first of each seed
         known = [[row[method][baseline]["accuracy"] for row in own if baseline in row[method]] for method in methods]
         lines.append(f"| {baseline} | {' | '.join(cell(scores) if scores else '' for scores in known)} | | | | |")

@@ -9,8 +9,9 @@ import pytest
 from laws import compiled, drawn
 
 from cora import config
+from cora.measure import evaluation, features
 from cora.nets import hog3d
-from cora.nets.hierarchy import build
+from cora.nets.hierarchy import build, standardise
 from cora.nets.vit import patchify, unpatchify
 from cora.pc import masks, rules, settled, topdown
 from cora.types import Sight
@@ -126,3 +127,23 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
         config.Target(of="both")
     with pytest.raises(config.ConfigError, match=r"has none; nearest: 'local'"):
         config.Pretrain(model=MODEL, target=TARGET, learn=config.Learn(rule="dense"))
+
+
+def test_what_is_read_without_a_network_is_of_each_clip_alone_and_keeps_lengths():
+    target = config.Target(kind="hog3d", cells=(1,))
+    measures = features.Measures(config.Pretrain(model=MODEL, target=target))
+    video = np.random.default_rng(0).integers(0, 256, (3, 4, 32, 32, 3)).astype(np.uint8)
+    found = measures(video)
+    np.testing.assert_allclose(found[:, :1], measures(video[:1]), atol=1e-5)
+    own = hog3d.histograms(standardise(jnp.array(video)), MODEL, 1, target.contrast)
+    kept = jnp.sqrt(jnp.sum(own**2, -1) * MODEL.width / own.shape[-1])
+    np.testing.assert_allclose(jnp.linalg.norm(found[0], axis=-1), kept, rtol=1e-4)
+    assert features.pooled(measures)(video).shape == (1, 3, (2 * 4 + 4 * 4) * MODEL.width)
+
+
+def test_targets_stand_beside_a_run_that_has_fixed_ones(tmp_path, monkeypatch):
+    for kind in ("hog3d", "ema"):
+        settings = config.Pretrain(model=MODEL, target=config.Target(kind=kind))
+        monkeypatch.setattr(features, "trained", lambda path, s=settings: (s, features.untrained(s)))
+        assert ("targets" in evaluation.encoders(tmp_path)[1]) == (kind == "hog3d")
+        assert list(evaluation.encoders(tmp_path, beside=False)[1]) == ["trained"]

@@ -22,7 +22,7 @@ from cora.video.ledger import Ledger
 ATTENTIVE = "attentive"
 TOKENS = " tokens"
 """Ends the names of tables that an attentive probe reads."""
-BESIDE = ("random", "pixels", "motion", "against")
+BESIDE = ("random", "targets", "pixels", "motion", "against")
 """What a trained encoder is compared with, by the names that they have in a report."""
 Named = Method | Literal["attentive"]
 
@@ -41,10 +41,17 @@ def labelled(source: Path) -> manifest.Manifest:
     return manifest.Manifest(rows, whole.classes)
 
 
-def encoders(ckpt: Path, against: Path | None = None) -> tuple[config.Pretrain, dict[str, Pretrained]]:
-    """Returns the config of a checkpoint and the encoders `trained`, `random` (and `against`)."""
+def encoders(
+    ckpt: Path, against: Path | None = None, beside: bool = True
+) -> tuple[config.Pretrain, dict[str, features.Frozen]]:
+    """Returns the config of a checkpoint and the encoder `trained`, with `beside` also `random` and, where a run's
+    targets are fixed, `targets`; and `against`."""
     settings, encoder = features.trained(ckpt)
-    found = {"trained": encoder, "random": features.untrained(settings)}
+    found: dict[str, features.Frozen] = {"trained": encoder}
+    if beside:
+        found["random"] = features.untrained(settings)
+        if settings.target.kind == "hog3d":
+            found["targets"] = features.Measures(settings)
     if against is not None:
         found["against"] = _matching(settings, against)
     return settings, found
@@ -69,20 +76,22 @@ def by_token(
     readable: Mapping[str, features.Once], plan: attentive.Recipe, beside: bool
 ) -> dict[str, features.Reader]:
     """Returns the readers of what an attentive probe sees. Raises ConfigError if an encoder lacks the level."""
-    for encoder in readable.values():
+    for name, encoder in readable.items():
         most = encoder.model.levels - 1
-        require(plan.level <= most, "level", plan.level, f"must be at most {most}; nearest: {most}")
+        asked = plan.level if name != "targets" else 0  # which have no levels
+        require(asked <= most, "level", plan.level, f"must be at most {most}; nearest: {most}")
     floor = {"pixels": features.pixel_tokens(readable["trained"].model, plan.of)} if beside else {}
-    return {name: features.tokens(encoder, plan.level, plan.of) for name, encoder in readable.items()} | floor
+    return {name: features.tokens(encoder, min(plan.level, encoder.model.levels - 1), plan.of)
+            for name, encoder in readable.items()} | floor
 
 
 def probe(
     ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None, seed: int = 0,
     plan: attentive.Recipe | None = None, keep: Path | None = None, views: int = 8, beside: bool = True,
 ) -> dict[str, Any]:
-    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `random`, `pixels`, `motion` (and
-    `against`) beside, and how far the encoder is ahead of each, paired by group; with `beside` False only the encoder
-    (and `against`).
+    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `random`, `targets` (where they are
+    fixed), `pixels`, `motion` (and `against`) beside, and how far the encoder is ahead of each, paired by group; with
+    `beside` False only the encoder (and `against`).
 
     Beside the clip seen without chance, `views` random ones of each are learned from and answered by. The attentive
     probe is made as `plan` says and left in the folder `keep`. Raises ConfigError for an unknown method.
@@ -91,9 +100,7 @@ def probe(
         choice("method", method, (*METHODS, ATTENTIVE))
     require(views >= 0, "views", views, "must not be negative; nearest: 0")
     plan = plan or attentive.Recipe()
-    settings, readable = encoders(ckpt, against)
-    if not beside:
-        del readable["random"]
+    settings, readable = encoders(ckpt, against, beside)
     tabular = [method for method in get_args(Method) if method in methods]
     shared = {name: features.Once(encoder) for name, encoder in readable.items()}
     readers = pooled(shared, beside) if tabular else {}
@@ -113,7 +120,7 @@ def probe(
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 
 
-def _attentive(tables: Mapping[str, Table], readable: Mapping[str, Pretrained], plan: attentive.Recipe,
+def _attentive(tables: Mapping[str, Table], readable: Mapping[str, features.Frozen], plan: attentive.Recipe,
                classes: Sequence[str], keep: Path | None, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, table in tables.items():

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from jaxtyping import Float, UInt8
 from cora import config
 from cora.measure.baselines import motion_energy, patch_pixels, pixels
 from cora.measure.table import Table
+from cora.nets import hog3d
 from cora.nets.hierarchy import build
 from cora.store import exchange, weights
 from cora.store.weights import Pretrained
@@ -35,10 +37,25 @@ Of = Literal["whole", "change"]
 BATCH = 32
 
 
+class Measures:
+    """What a run with fixed targets is asked to predict, as an encoder of one level: the control without a network."""
+
+    def __init__(self, settings: config.Pretrain) -> None:
+        self.model = replace(settings.model, levels=1)
+        network, measure = build(settings.model), hog3d.plain(settings.model, settings.target)
+        self._of = jax.jit(lambda video: measure(network.patches(video))[None])
+
+    def __call__(self, video: Clips) -> Float[np.ndarray, "1 B N D"]:
+        return np.asarray(self._of(video))
+
+
+Frozen = Pretrained | Measures
+
+
 class Once:
     """A frozen encoder that computes once what several readers ask it in turn about the same batch."""
 
-    def __init__(self, encoder: Pretrained) -> None:
+    def __init__(self, encoder: Frozen) -> None:
         self.model, self._encoder = encoder.model, encoder
         self._asked: Clips | None = None
 
@@ -48,7 +65,7 @@ class Once:
         return self._latents
 
 
-def pooled(encoder: Pretrained | Once) -> Reader:
+def pooled(encoder: Frozen | Once) -> Reader:
     """Returns the reader of a frozen encoder: two summaries of how each level's normed latents z(time, place) change.
 
     With z averaged over the quarters of the frame, its departures from its mean over time, at each time step (what
@@ -81,7 +98,7 @@ def per_token(encoder: Pretrained) -> Reader:
     return lambda video: np.asarray(encoder(video)).reshape(encoder.model.levels, len(video), -1)
 
 
-def tokens(encoder: Pretrained | Once, level: int, of: Of) -> Reader:
+def tokens(encoder: Frozen | Once, level: int, of: Of) -> Reader:
     """Returns the reader of one level's tokens, whole or without their mean over time; F is N D."""
     steps = encoder.model.grid[0]
     return lambda video: _changing(np.asarray(encoder(video))[level], steps, of)

@@ -48,26 +48,51 @@ def histograms(
     return energy.transpose(0, 1, 2, 4, 3, 5, 6).reshape(len(clips), t * h * w, -1)
 
 
-def goal(model: config.Model, target: config.Target) -> Callable[[Float[Array, "B N P"]], Float[Array, "B N D"]]:
-    """Returns patches -> targets of all tokens: the histograms of every `target.cells`, turned into `width` channels by
-    a fixed random map that keeps lengths, if there is room.
+Measure = Callable[[Float[Array, "B N P"]], Float[Array, "B N _"]]
+
+
+def measured(model: config.Model, target: config.Target) -> Measure:
+    """Returns patches -> the histograms of every `target.cells` of all tokens, one after the other."""
+
+    def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N F"]:
+        clips = unpatchify(patches, model.grid, model.tubelet, model.patch)
+        return jnp.concatenate([histograms(clips, model, cells, target.contrast) for cells in target.cells], axis=-1)
+
+    return of
+
+
+def plain(model: config.Model, target: config.Target) -> Measure:
+    """Returns patches -> the histograms in `width` channels, as they are: what can be read without any network."""
+    measure, turn = measured(model, target), _turn(_count(target), model.width)
+    return lambda patches: measure(patches) @ turn
+
+
+def goal(model: config.Model, target: config.Target) -> Measure:
+    """Returns patches -> targets of all tokens: the histograms turned into `width` channels by a fixed random map that
+    keeps lengths, if there is room.
 
     Before that each channel has mean 0 and unit variance in the batch, or is what `targets.change` makes of it, or each
     is there in both forms.
     """
     alone: dict[str, targets.Goal] = {"whole": _standardised, "change": targets.change(model.grid[0])}
     forms = list(alone.values()) if target.of == "both" else [alone[target.of]]
-    features = sum(len(AXES) * cells**2 for cells in target.cells) * len(forms)
-    rng = np.random.default_rng(0)
-    turn = np.linalg.qr(rng.normal(size=(max(features, model.width), min(features, model.width))))[0]
-    turn = (turn if turn.shape[0] == features else turn.T).astype(np.float32) * (model.width / features) ** 0.5
+    measure, turn = measured(model, target), _turn(_count(target) * len(forms), model.width)
 
     def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
-        clips = unpatchify(patches, model.grid, model.tubelet, model.patch)
-        found = jnp.concatenate([histograms(clips, model, cells, target.contrast) for cells in target.cells], axis=-1)
+        found = measure(patches)
         return jnp.concatenate([form(found) for form in forms], axis=-1) @ turn
 
     return of
+
+
+def _count(target: config.Target) -> int:
+    return sum(len(AXES) * cells**2 for cells in target.cells)
+
+
+def _turn(features: int, width: int) -> Float[np.ndarray, "F D"]:
+    most, least = max(features, width), min(features, width)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(most, least)))[0]
+    return (turn if turn.shape[0] == features else turn.T).astype(np.float32) * (width / features) ** 0.5
 
 
 def _standardised(x: Float[Array, "B N F"]) -> Float[Array, "B N F"]:

@@ -18,6 +18,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 INK, FAINT, TRAINED, RANDOM, PIXELS = "#24292f", "#8b949e", "#1f5fae", "#8b949e", "#b7791f"
+TARGETS = "#4d7c4f"
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cora", "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.titlepad": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK,

@@ -104,7 +104,10 @@ def compare(score: dict[str, Any]) -> str:
     """Returns in words whether the trained features beat random ones and pixels, judged by the 95 % interval of the
     lead over groups where it is known, else by whether the two intervals overlap."""
     parts = []
-    for name, words in (("random", "the same network untrained"), ("pixels", "raw pixels")):
+    for name, words in (("random", "the same network untrained"), ("pixels", "raw pixels"),
+                        ("targets", "its targets read without a network")):
+        if name not in score:  # only fixed targets can be read
+            continue
         other = score[name]
         if "ahead" in other and other["ahead_ci95"][0] > 0:
             low, high = (100 * x for x in other["ahead_ci95"])

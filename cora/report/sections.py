@@ -99,17 +99,21 @@ def scores(material: Material) -> Section:
     groups, rows = [], []
     for name, score in methods(probe):
         parts = {"trained": score, "untrained": score["random"], "pixels": score["pixels"]}
-        colours = (figures.TRAINED, figures.RANDOM, figures.PIXELS)
+        colours = [figures.TRAINED, figures.RANDOM, figures.PIXELS]
+        if "targets" in score:
+            parts["targets"] = score["targets"]
+            colours.append(figures.TARGETS)
         groups.append((name, [figures.Dot(k, c, float(p["accuracy"]), *map(float, p["ci95"]))
                               for (k, p), c in zip(parts.items(), colours, strict=True)]))
         rows += [[f"{name}, {k}", percent(p["accuracy"]), f"{percent(p['ci95'][0])} to {percent(p['ci95'][1])}",
-                  str(p.get("level", "–")) if k != "pixels" else "–"] for k, p in parts.items()]
+                  str(p.get("level", "–")) if k not in ("pixels", "targets") else "–"] for k, p in parts.items()]
     verdicts = "".join(f"<p><b>{escape(name)}.</b> {escape(reading.compare(score))}.</p>"
                        for name, score in methods(probe))
     alt = "; ".join(f"{row[0]}: {row[1]} ({row[2]})" for row in rows)
     body = paragraph(
         "A simple classifier is fitted to frozen features: the encoder never saw a label. The same network before "
-        "training and the bare pixels show what comes for free. Bars are 95% intervals.", "lead")
+        "training and the bare pixels show what comes for free; its targets, read without any network, what it was "
+        "told. Bars are 95% intervals.", "lead")
     body += verdicts + image(figures.dots(groups, probe.get("chance")), f"Accuracies with 95% intervals. {alt}")
     body += table(["Method and features", "Accuracy", "95% interval", "Level"], rows)
     body += paragraph(f"{probe['n_train']} training and {probe['n_test']} test clips; the test clips come from "
