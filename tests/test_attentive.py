@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cora import schema
 from cora.measure import attentive, evaluation, features
-from cora.measure.baselines import patch_pixels, pixels
+from cora.measure.baselines import patch_pixels, pixels, placed
 from cora.measure.table import Table
 from cora.nets import pooler
 from cora.nets.vit import apply
@@ -259,13 +259,23 @@ def test_meta_s_grid_is_v_jepa_2_s():
 def test_pixel_tokens_are_patches_in_raster_order():
     video = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 12, 3), np.uint8)
     found = patch_pixels(video, 2, 4, 40)  # a square of 4 fits twice into 40
-    assert found.shape == (2, 12, 40) and not found[..., 32:].any()
+    assert found.shape == (2, 12, 32)
     grey = pixels(video[:, :, :8, :8], frames=4, side=8).reshape(2, 4, 8, 8)
-    np.testing.assert_allclose(found[1, 7, :32].reshape(2, 4, 4), grey[1, 2:4, :4, 4:8], rtol=1e-5)
-    coarse = patch_pixels(video, 2, 4, 9)[..., :8].reshape(2, 12, 2, 2, 2)
-    np.testing.assert_allclose(coarse.mean((3, 4)), found[..., :32].reshape(2, 12, 2, 16).mean(3), rtol=1e-5)
+    np.testing.assert_allclose(found[1, 7].reshape(2, 4, 4), grey[1, 2:4, :4, 4:8], rtol=1e-5)
+    coarse = patch_pixels(video, 2, 4, 9).reshape(2, 12, 2, 2, 2)
+    np.testing.assert_allclose(coarse.mean((3, 4)), found.reshape(2, 12, 2, 16).mean(3), rtol=1e-5)
     with pytest.raises(ValueError, match="width = 1"):
         patch_pixels(video, 2, 4, 1)
+
+
+def test_a_token_ends_in_its_place_where_that_fits():
+    tokens = np.random.default_rng(0).normal(size=(2, 12, 5)).astype(np.float32)
+    found = placed(tokens, (2, 2, 3), 14)
+    np.testing.assert_array_equal(found[..., :5], tokens)
+    assert not found[..., 5:7].any()
+    for token, (t, row, column) in enumerate(np.ndindex(2, 2, 3)):
+        assert np.flatnonzero(found[1, token, 7:]).tolist() == [t, 2 + row, 4 + column]
+    assert not placed(tokens, (2, 2, 3), 11)[..., 5:].any()  # room for six of seven
 
 
 def test_change_has_no_mean_over_time():

@@ -129,16 +129,19 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
         config.Pretrain(model=MODEL, target=TARGET, learn=config.Learn(rule="dense"))
 
 
-def test_what_is_read_without_a_network_is_of_each_clip_alone_and_keeps_lengths():
-    target = config.Target(kind="hog3d", cells=(1,))
+def test_what_is_read_without_a_network_is_of_each_clip_alone_and_ends_in_its_place():
+    target = config.Target(kind="hog3d", cells=(1, 2))
     measures = features.Measures(config.Pretrain(model=MODEL, target=target))
     video = np.random.default_rng(0).integers(0, 256, (3, 4, 32, 32, 3)).astype(np.uint8)
     found = measures(video)
     np.testing.assert_allclose(found[:, :1], measures(video[:1]), atol=1e-5)
-    own = hog3d.histograms(standardise(jnp.array(video)), MODEL, 1, target.contrast)
-    kept = jnp.sqrt(jnp.sum(own**2, -1) * MODEL.width / own.shape[-1])
-    np.testing.assert_allclose(jnp.linalg.norm(found[0], axis=-1), kept, rtol=1e-4)
-    assert features.pooled(measures)(video).shape == (1, 3, (2 * 4 + 4 * 4) * MODEL.width)
+    clips = standardise(jnp.array(video))
+    for cells, here in ((1, slice(0, 12)), (2, slice(12, 60))):
+        own = hog3d.histograms(clips, MODEL, cells, target.contrast)
+        np.testing.assert_allclose(found[0, :, :, here], own, atol=1e-5)
+    place = found[0, 0, :, -sum(MODEL.grid):]
+    assert (place.sum(1) == 3).all() and len(np.unique(place, axis=0)) == MODEL.tokens
+    assert features.pooled(measures)(video).shape == (1, 3, (2 * 4 + 4 * 4) * measures.model.width)
 
 
 def test_targets_stand_beside_a_run_that_has_fixed_ones(tmp_path, monkeypatch):

@@ -24,10 +24,11 @@ def pixels(video: UInt8[np.ndarray, "n T S S 3"], *, frames: int = 8, side: int 
 
 def patch_pixels(
     video: UInt8[np.ndarray, "n T h w 3"], tubelet: int, patch: int, width: int
-) -> Float[np.ndarray, "n N W"]:
-    """Returns the tubelets of each clip as tokens of `width` numbers: grey, in [0, 1], in raster order, then zeros.
+) -> Float[np.ndarray, "n N F"]:
+    """Returns the tubelets of each clip as tokens: grey, in [0, 1], in raster order.
 
-    A patch is shrunk to the largest square of which a tubelet's fit into `width`. Raises ValueError if none does.
+    A patch is shrunk to the largest square of which a tubelet's fit into `width` numbers. Raises ValueError if none
+    does.
     """
     _require_clips(video)
     side = min(patch, int((width / tubelet) ** 0.5))
@@ -35,8 +36,22 @@ def patch_pixels(
         raise ValueError(f"width = {width}: has no room for the {tubelet} frames of a tubelet")
     n, t, h, w = (*video.shape[:2], *(s // patch for s in video.shape[2:4]))
     grey = _grey(video).reshape(n, t // tubelet, tubelet, h, patch, w, patch).transpose(0, 1, 3, 5, 2, 4, 6)
-    found = _shrink(grey, side).reshape(n, -1, tubelet * side**2)
-    return np.pad(found, ((0, 0), (0, 0), (0, width - found.shape[2])))
+    return _shrink(grey, side).reshape(n, -1, tubelet * side**2)
+
+
+def placed(
+    tokens: Float[np.ndarray, "n N F"], grid: tuple[int, int, int], width: int
+) -> Float[np.ndarray, "n N W"]:
+    """Returns tokens of `width` numbers: their own, zeros, and last their place in the grid, one-hot along each axis,
+    where that fits. An attentive probe has no positions of its own; an encoder's latents bring theirs.
+    """
+    axes = zip(grid, np.indices(grid).reshape(3, -1), strict=True)
+    place = np.concatenate([np.eye(size)[at] for size, at in axes], axis=1)
+    room = width - tokens.shape[2]
+    found = np.pad(tokens, ((0, 0), (0, 0), (0, room)))
+    if room >= place.shape[1]:
+        found[..., -place.shape[1] :] = place
+    return found
 
 
 def motion_energy(video: UInt8[np.ndarray, "n T S S 3"], *, side: int = 32) -> Float[np.ndarray, "n F"]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from cora import config
-from cora.measure.baselines import motion_energy, patch_pixels, pixels
+from cora.measure.baselines import motion_energy, patch_pixels, pixels, placed
 from cora.measure.table import Table
 from cora.nets import hog3d
 from cora.nets.hierarchy import build
@@ -38,15 +38,18 @@ BATCH = 32
 
 
 class Measures:
-    """What a run with fixed targets is asked to predict, as an encoder of one level: the control without a network."""
+    """What a run with fixed targets is asked to predict, as an encoder of one level whose tokens end in their places:
+    the control without a network."""
 
     def __init__(self, settings: config.Pretrain) -> None:
-        self.model = replace(settings.model, levels=1)
-        network, measure = build(settings.model), hog3d.plain(settings.model, settings.target)
-        self._of = jax.jit(lambda video: measure(network.patches(video))[None])
+        model, heads = settings.model, settings.model.heads
+        network, measure = build(model), hog3d.measured(model, settings.target)
+        numbers = hog3d.count(settings.target) + sum(model.grid)
+        self.model = replace(model, levels=1, width=max(6, -(-numbers // heads)) * heads)
+        self._of = jax.jit(lambda video: measure(network.patches(video)))
 
     def __call__(self, video: Clips) -> Float[np.ndarray, "1 B N D"]:
-        return np.asarray(self._of(video))
+        return placed(np.asarray(self._of(video)), self.model.grid, self.model.width)[None]
 
 
 Frozen = Pretrained | Measures
@@ -105,14 +108,13 @@ def tokens(encoder: Frozen | Once, level: int, of: Of) -> Reader:
 
 
 def pixel_tokens(model: config.Model, of: Of) -> Reader:
-    """Returns the reader of a clip's patches as tokens of the encoder's width, grey and shrunk to fit; F is N D.
-
-    A token ends in its place in the grid, one-hot along each axis, where that fits too: an encoder's positions.
-    """
+    """Returns the reader of a clip's patches as tokens of the encoder's width, grey and shrunk to fit, their places
+    beside them where these fit too; F is N D."""
+    room = model.width - sum(model.grid)
 
     def read(video: Clips) -> Float[np.ndarray, "1 B F"]:
-        patches = patch_pixels(video, model.tubelet, model.patch, model.width)
-        return _changing(patches, model.grid[0], of)
+        patches = patch_pixels(video, model.tubelet, model.patch, room if room >= model.width / 2 else model.width)
+        return _changing(placed(patches, model.grid, model.width), model.grid[0], of)
 
     return read
 

@@ -61,12 +61,6 @@ def measured(model: config.Model, target: config.Target) -> Measure:
     return of
 
 
-def plain(model: config.Model, target: config.Target) -> Measure:
-    """Returns patches -> the histograms in `width` channels, as they are: what can be read without any network."""
-    measure, turn = measured(model, target), _turn(_count(target), model.width)
-    return lambda patches: measure(patches) @ turn
-
-
 def goal(model: config.Model, target: config.Target) -> Measure:
     """Returns patches -> targets of all tokens: the histograms turned into `width` channels by a fixed random map that
     keeps lengths, if there is room.
@@ -76,7 +70,7 @@ def goal(model: config.Model, target: config.Target) -> Measure:
     """
     alone: dict[str, targets.Goal] = {"whole": _standardised, "change": targets.change(model.grid[0])}
     forms = list(alone.values()) if target.of == "both" else [alone[target.of]]
-    measure, turn = measured(model, target), _turn(_count(target) * len(forms), model.width)
+    measure, turn = measured(model, target), _turn(count(target) * len(forms), model.width)
 
     def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
         found = measure(patches)
@@ -85,7 +79,8 @@ def goal(model: config.Model, target: config.Target) -> Measure:
     return of
 
 
-def _count(target: config.Target) -> int:
+def count(target: config.Target) -> int:
+    """Returns how many numbers `measured` gives a token."""
     return sum(len(AXES) * cells**2 for cells in target.cells)
 
 
