@@ -195,7 +195,7 @@ def draw(rows: list[Row], method: str, path: Path) -> None:
     panels[0].set_ylabel(f"test accuracy, {method}")
     beaten: Row = next((row[method] for row in rows if "random" in row[method]), {})
     for panel in panels:
-        for name, dash in (("random", "--"), ("pixels", ":")):
+        for name, dash in (("random", "--"), ("targets", "-."), ("pixels", ":")):
             if name in beaten:
                 panel.axhline(beaten[name]["accuracy"], color="0.5", ls=dash, lw=1, label=name)
     panels[1].legend(fontsize=7)
