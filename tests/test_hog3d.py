@@ -9,7 +9,7 @@ import pytest
 from laws import compiled, drawn
 
 from cora import config
-from cora.measure import evaluation, features
+from cora.measure import attentive, evaluation, features
 from cora.nets import hog3d
 from cora.nets.hierarchy import build, standardise
 from cora.nets.vit import patchify, unpatchify
@@ -145,8 +145,23 @@ def test_what_is_read_without_a_network_is_of_each_clip_alone_and_ends_in_its_pl
 
 
 def test_targets_stand_beside_a_run_that_has_fixed_ones(tmp_path, monkeypatch):
+    encoder = features.untrained(config.Pretrain(model=MODEL))
+    monkeypatch.setattr(features, "untrained", lambda settings: encoder)
     for kind in ("hog3d", "ema"):
         settings = config.Pretrain(model=MODEL, target=config.Target(kind=kind))
-        monkeypatch.setattr(features, "trained", lambda path, s=settings: (s, features.untrained(s)))
+        monkeypatch.setattr(features, "trained", lambda path, s=settings: (s, encoder))
         assert ("targets" in evaluation.encoders(tmp_path)[1]) == (kind == "hog3d")
         assert list(evaluation.encoders(tmp_path, beside=False)[1]) == ["trained"]
+
+
+@pytest.mark.parametrize("level", [-2, -1, 1])
+def test_targets_have_one_level_whichever_is_asked_of_the_encoder(level):
+    settings = config.Pretrain(model=MODEL, target=TARGET)
+    readable = {"trained": features.Once(features.untrained(settings)),
+                "targets": features.Once(features.Measures(settings))}
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3)).astype(np.uint8)
+    read = evaluation.by_token(readable, attentive.Recipe(level=level), beside=False)
+    np.testing.assert_array_equal(read["targets"](video)[0], readable["targets"](video)[0].reshape(2, -1))
+    np.testing.assert_array_equal(read["trained"](video)[0], readable["trained"](video)[level].reshape(2, -1))
+    with pytest.raises(config.ConfigError, match="level = 2"):
+        evaluation.by_token(readable, attentive.Recipe(level=2), beside=False)

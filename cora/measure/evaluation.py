@@ -81,7 +81,7 @@ def by_token(
         asked = plan.level if name != "targets" else 0  # which have no levels
         require(asked <= most, "level", plan.level, f"must be at most {most}; nearest: {most}")
     floor = {"pixels": features.pixel_tokens(readable["trained"].model, plan.of)} if beside else {}
-    return {name: features.tokens(encoder, min(plan.level, encoder.model.levels - 1), plan.of)
+    return {name: features.tokens(encoder, plan.level % encoder.model.levels, plan.of)
             for name, encoder in readable.items()} | floor
 
 
