@@ -110,10 +110,11 @@ def scores(material: Material) -> Section:
     verdicts = "".join(f"<p><b>{escape(name)}.</b> {escape(reading.compare(score))}.</p>"
                        for name, score in methods(probe))
     alt = "; ".join(f"{row[0]}: {row[1]} ({row[2]})" for row in rows)
+    told = any("targets" in score for _, score in methods(probe))
     body = paragraph(
         "A simple classifier is fitted to frozen features: the encoder never saw a label. The same network before "
-        "training and the bare pixels show what comes for free; its targets, read without any network, what it was "
-        "told. Bars are 95% intervals.", "lead")
+        "training and the bare pixels show what comes for free"
+        f"{'; its targets, read without any network, what it was told' * told}. Bars are 95% intervals.", "lead")
     body += verdicts + image(figures.dots(groups, probe.get("chance")), f"Accuracies with 95% intervals. {alt}")
     body += table(["Method and features", "Accuracy", "95% interval", "Level"], rows)
     body += paragraph(f"{probe['n_train']} training and {probe['n_test']} test clips; the test clips come from "
