@@ -172,6 +172,8 @@ class Target:
     """With `hog3d`: histograms of so many cells along each side of a patch, one after the other."""
     contrast: float = 0.42
     """With `hog3d`: gradients far below it (0.42: 24 grey levels) keep how strong they are, those far above do not."""
+    blur: float = 0.0
+    """With `hog3d`: standard deviation in pixels of the Gaussian through which a clip is seen; 0: as it is."""
     start: str = ""
     """Where a frozen teacher comes from: a run folder, exported weights, or a Hugging Face folder."""
     of: Literal["whole", "change", "both"] = "whole"
@@ -186,6 +188,7 @@ class Target:
     def __post_init__(self) -> None:
         span("target.momentum", self.momentum, 0.0, 1.0)
         positive("target", self, "contrast")
+        require(self.blur >= 0, "target.blur", self.blur, "must not be negative; nearest: 0.0")
         require(self.of != "both" or self.kind == "hog3d", "target.of", self.of,
                 f"only hog3d has both, and target.kind = {self.kind!r}; nearest: 'change'")
         require(bool(self.cells), "target.cells", self.cells, "must name a number of cells; nearest: (1,)")

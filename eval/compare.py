@@ -8,7 +8,7 @@
 A variant is a rule and any fields of the recipe; `labels` is the same encoder trained from scratch with labels, at
 equal steps (supervised.py), and may have fields too (`labels,optim.lr=0.003`). With --hold, choices can be made without
 the test people: the named groups of the training split are kept out of pretraining and are the test rows, and the true
-test rows are left out.
+test rows are left out. With --folds all training rows are pretrained on, and answer in turn, by probes of the others.
 Appends one line a run to OUT/results.jsonl, skips what is there already, prints the table of means over seeds and how
 far each variant is ahead of the first, paired by seed and person, and draws accuracy against the operations of a whole
 run and against the memory of a step (OUT/<method>.png): with variants that differ in `run.steps` or sizes, a curve a
@@ -16,7 +16,6 @@ rule.
 """
 
 import argparse
-import csv
 import json
 import re
 import time
@@ -29,6 +28,7 @@ from unittest import mock
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import splits
 import supervised
 
 from cora import config, train
@@ -37,7 +37,6 @@ from cora.measure import evaluation
 from cora.measure.groups import lead
 from cora.nets.hierarchy import build
 from cora.schema import require
-from cora.video import manifest
 
 Row = dict[str, Any]
 LABELS = "labels"
@@ -65,24 +64,6 @@ def varied(recipe: config.Pretrain, variant: str) -> config.Pretrain:
     return config.from_json(config.Pretrain, json.dumps(whole))
 
 
-def held_out(source: Path, groups: list[str], out: Path) -> Path:
-    """Writes the training rows of a corpus as a corpus of their own, whose test rows are those of the named groups."""
-    rows = manifest.select(manifest.load(source), "train").clips
-    known = sorted({clip.group for clip in rows})
-    for group in groups:
-        require(group in known, "hold", group, f"no group of the training split; legal: {', '.join(known)}")
-    return listed([clip._replace(split="test" if clip.group in groups else "train") for clip in rows], out)
-
-
-def listed(clips: list[manifest.Clip], out: Path) -> Path:
-    """Writes a list of these clips, and returns where it is."""
-    with out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "class_name", "group", "split"])
-        writer.writerows([clip.path.absolute(), clip.label, clip.class_name, clip.group, clip.split] for clip in clips)
-    return out
-
-
 def cost(recipe: config.Pretrain) -> tuple[float, float]:
     """Returns (MiB of temporary memory, 10^9 floating-point operations) of one whole training step, as XLA lays it out.
 
@@ -100,14 +81,17 @@ def cost(recipe: config.Pretrain) -> tuple[float, float]:
     return laid_out.temp_size_in_bytes / 2**20, counted["flops"] / 1e9
 
 
-def run(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], beside: bool = True) -> Row:
-    """Trains one run to its end, probes it, and returns its row; `beside`: also what it has to beat."""
+def run(recipe: config.Pretrain, sources: list[Path], folder: Path, methods: list[str], beside: bool = True) -> Row:
+    """Trains one run to its end, probes it on each of `sources`, folds of one corpus if there are several, and returns
+    its row; `beside`: also what it has to beat."""
     mib, operations = cost(recipe)
     begun = time.perf_counter()
     train.fit(recipe, folder)
     trained = time.perf_counter() - begun
     named: Any = tuple(methods)
-    report = evaluation.probe(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside)
+    reports = [evaluation.probe(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside)
+               for source in sources]
+    report = reports[0] if len(reports) == 1 else splits.merged(reports, methods)
     return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
             "gflop": operations, **report}
 
@@ -218,10 +202,14 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["local", "backprop_last", "backprop_all"])
     parser.add_argument("--methods", nargs="+", default=["linear", "knn"], choices=["linear", "knn", "attentive"])
     parser.add_argument("--hold", nargs="+", default=[], help="groups of the training split to be the test rows")
+    parser.add_argument("--folds", action="store_true", help="probe the training rows in five folds")
     given = parser.parse_args()
+    if given.folds and (given.hold or any(map(labelled, given.variants))):
+        parser.error("--folds goes with neither --hold nor the control with labels")
     recipe, file = load_recipe(given.recipe), given.out / "results.jsonl"
     given.out.mkdir(parents=True, exist_ok=True)
-    source = held_out(given.manifest, given.hold, given.out / "held_out.csv") if given.hold else given.manifest
+    source = splits.held_out(given.manifest, given.hold, given.out / "held_out.csv") if given.hold else given.manifest
+    sources = splits.folded(source, given.out) if given.folds else [source]
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     made = {variant: varied(recipe, variant) for variant in given.variants}  # a misspelt one is refused before any runs
     for seed in given.seeds:
@@ -237,7 +225,7 @@ def main() -> None:
             else:  # what has to be beaten is the same for every variant of one encoder
                 known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows)
                 alike = settings.model == recipe.model and settings.corpus == replace(recipe.corpus, path=corpus.path)
-                row = run(settings, source, folder, given.methods, beside=not (known and alike))
+                row = run(settings, sources, folder, given.methods, beside=not (known and alike))
             rows.append({"variant": variant, **row})
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import splits
 from jaxtyping import Array
 from matplotlib.ticker import NullLocator
 from settle import pictures
@@ -63,7 +64,7 @@ def share(source: Path, part: float, out: Path) -> Path:
         if every >= 1 - 1e-9:
             kept.append(clip)
             every -= 1
-    return compare.listed(kept, out)
+    return splits.listed(kept, out)
 
 
 def own(recipe: config.Pretrain, factor: str) -> float:
@@ -101,7 +102,7 @@ def measure(recipe: config.Pretrain, rule: str, factor: str, size: float, source
     else:
         settings, given = compare.varied(recipe, f"{rule},{FIELDS[factor]}={size:g}"), source
     settings = replace(settings, corpus=replace(settings.corpus, path=str(given)))
-    row = compare.run(settings, source, out / name, [method], beside=False)
+    row = compare.run(settings, [source], out / name, [method], beside=False)
     return {"method": method, "error": 1 - row[method]["accuracy"], "loss": loss(out / name, source),
             **{key: row[key] for key in ("gflop", "mib", "train_seconds", "steps")}}
 
@@ -200,7 +201,7 @@ def main() -> None:
     given = parser.parse_args()
     recipe, file = load_recipe(given.recipe), given.out / "results.jsonl"
     given.out.mkdir(parents=True, exist_ok=True)
-    source = (compare.held_out(given.manifest, given.hold, given.out / "held_out.csv") if given.hold
+    source = (splits.held_out(given.manifest, given.hold, given.out / "held_out.csv") if given.hold
               else given.manifest)
     wanted = [("steps", own(recipe, "steps"))] + [(factor, size) for factor in given.factors for size in SIZES[factor]]
     for seed in given.seeds:

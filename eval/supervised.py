@@ -1,4 +1,5 @@
-"""The control with labels: a recipe's encoder trained from scratch to tell classes apart, at equal steps.
+"""The control with labels: a recipe's encoder trained to tell classes apart, at equal steps, from scratch or, with
+`run.start`, on from a pretrained encoder.
 
     uv run python eval/supervised.py pretrain/utd_mhad_depth.py DATA/utd_mhad_depth/manifest.csv --seeds 0 1 2
 
@@ -67,6 +68,9 @@ def fit(recipe: config.Pretrain, rows: manifest.Manifest, ledger: Ledger) -> Cal
         return optax.apply_updates(weights, update), moments, value
 
     weights = jax.jit(first)(jax.random.key(run.seed))
+    begin = train.given(recipe)[0]
+    if begin is not None:
+        weights = begin, weights[1]
     moments = tx.init(weights)
     batches = iter(clips(rows, recipe.corpus, frames=model.frames, size=model.size, batch=run.batch, seed=run.seed,
                          ledger=ledger))

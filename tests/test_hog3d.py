@@ -1,5 +1,6 @@
 """Laws of the target without a teacher: known directions, what it must not see, and that every rule learns by it."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -67,6 +68,25 @@ def test_gradients_far_below_the_contrast_keep_how_strong_they_are():
         config.Target(kind="hog3d", contrast=0.0)
 
 
+def test_a_blur_keeps_what_is_even_and_leaves_of_an_edge_the_slope_that_it_says():
+    even = jnp.full((1, 4, 32, 32), 3.0)
+    np.testing.assert_allclose(hog3d.blurred(even, 2.0), even, atol=1e-5)
+    edge = jnp.zeros((1, 4, 32, 32)).at[..., 16:].set(1.0)  # between the columns 15 and 16
+    for sigma in (1.0, 2.0, 3.0):
+        slope = hog3d.gradients(hog3d.blurred(edge, sigma))[0, 2, 16, :, 0]
+        np.testing.assert_allclose(slope[15:17], math.erf(1 / (sigma * 2**0.5)) / 2, rtol=0.08)
+        np.testing.assert_allclose(jnp.sum(slope[8:24]), 1.0, atol=0.02)
+    np.testing.assert_allclose(hog3d.blurred(jnp.swapaxes(edge, 2, 3), 2.0),
+                               jnp.swapaxes(hog3d.blurred(edge, 2.0), 2, 3), atol=1e-6)
+
+
+def test_an_edge_as_high_as_the_contrast_says_looks_alike_under_every_blur():
+    """The contrast follows what the blur leaves of a slope: cells that an edge crosses have the same energy."""
+    edge = jnp.broadcast_to((jnp.arange(32) >= 16).astype(jnp.float32)[:, None], (1, 4, 32, 32, 3))
+    strength = [float(jnp.max(hog3d.histograms(edge, MODEL, 1, 0.42, blur))) for blur in (0.0, 1.0, 2.0)]
+    np.testing.assert_allclose(strength, strength[0], rtol=0.3)
+
+
 def test_cells_are_those_of_their_own_token():
     """What lies deep inside one cell moves the histogram of no other."""
     clips = jnp.zeros((1, 4, 32, 32, 3)).at[0, 1, 8 + 4 + 2, 16 + 2].set(9.0)  # token row 1, column 2; cell (1, 0)
@@ -123,6 +143,8 @@ def test_every_rule_learns_by_it_and_no_teacher_is_heard():
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
     with pytest.raises(config.ConfigError, match=r"must divide model\.patch = 8; nearest: 2"):
         config.Pretrain(model=MODEL, target=config.Target(kind="hog3d", cells=(1, 3)))
+    with pytest.raises(config.ConfigError, match=r"target\.blur = -1.0: must not be negative; nearest: 0.0"):
+        config.Target(kind="hog3d", blur=-1.0)
     with pytest.raises(config.ConfigError, match=r"only hog3d has both, .* nearest: 'change'"):
         config.Target(of="both")
     with pytest.raises(config.ConfigError, match=r"has none; nearest: 'local'"):

@@ -6,6 +6,7 @@ import compare
 import numpy as np
 import pytest
 import scaling
+import splits
 
 from cora.demo import RECIPE
 from cora.schema import ConfigError
@@ -34,11 +35,32 @@ def test_a_variant_is_the_recipe_but_for_what_it_names():
 
 
 def test_held_out_people_answer_and_true_test_people_are_gone(corpus, tmp_path):
-    found = manifest.load(compare.held_out(corpus, ["b"], tmp_path / "held.csv")).clips
+    found = manifest.load(splits.held_out(corpus, ["b"], tmp_path / "held.csv")).clips
     count = Counter((clip.group, clip.split) for clip in found)
     assert count == {("a", "train"): 24, ("b", "test"): 24, ("c", "train"): 24}
     with pytest.raises(ConfigError, match="'d'"):
-        compare.held_out(corpus, ["d"], tmp_path / "held.csv")
+        splits.held_out(corpus, ["d"], tmp_path / "held.csv")
+
+
+def test_every_training_row_answers_in_one_fold_with_its_whole_group_and_no_test_row_does(corpus, tmp_path):
+    parts = [manifest.load(path).clips for path in splits.folded(corpus, tmp_path)]
+    training = {clip.path for clip in manifest.load(corpus).clips if clip.split == "train"}
+    asked = [{clip.path for clip in part if clip.split == "test"} for part in parts]
+    assert sum(map(len, asked)) == len(training) and set.union(*asked) == training
+    for part in parts:
+        assert {clip.path for clip in part} == training
+        groups = [{clip.group for clip in part if clip.split == split} for split in ("train", "test")]
+        assert not set.intersection(*groups)
+
+
+def test_folds_are_merged_over_rows_and_their_groups_stay_apart():
+    def report(rows, right, groups):
+        return {"n_test": rows, "knn": {"accuracy": right, "by_group": groups,
+                                        "random": {"accuracy": 0.5, "by_group": {}}}}
+
+    found = splits.merged([report(10, 0.5, {"a": 0.5}), report(30, 0.9, {"b": 0.9})], ["knn"])["knn"]
+    assert found["accuracy"] == pytest.approx(0.8) and found["by_group"] == {"a": 0.5, "b": 0.9}
+    assert found["random"] == {"accuracy": 0.5, "by_group": {"fold 0": 0.5, "fold 1": 0.5}}
 
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 1.0])

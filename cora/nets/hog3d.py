@@ -6,6 +6,7 @@ Sources: HOG3D, Kläser et al. 2008 (gradients binned along the axes of a regula
 histograms, MaskFeat, Wei et al. 2022 (arXiv 2112.09133); motion energy, Adelson and Bergen 1985.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -32,16 +33,34 @@ def gradients(grey: Float[Array, "B T H W"]) -> Float[Array, "B T H W 3"]:
     return jnp.stack([x, y, t], axis=-1) / 2
 
 
-def histograms(
-    clips: Float[Array, "B T H W 3"], model: config.Model, cells: int, contrast: float
-) -> Float[Array, "B N F"]:
-    """Returns for each token the 12 energies of its `cells`² cells, F = 12 cells².
+def blurred(grey: Float[Array, "B T H W"], sigma: float) -> Float[Array, "B T H W"]:
+    """Returns every picture under a Gaussian window of standard deviation `sigma` in pixels, cut off at the frame and
+    scaled to sum to 1; 0: as it was."""
 
-    e_k = sqrt(mean over the cell of max(0, g · axis_k)²), divided by sqrt(|e|² + contrast²), g in standardised
-    brightness a pixel or frame: gradients far below `contrast` keep how strong they are, those far above do not.
+    def window(side: int) -> Float[np.ndarray, "S S"]:
+        away = np.arange(side)[:, None] - np.arange(side)
+        weight = np.exp(-np.square(away) / (2 * sigma**2))
+        return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+
+    if not sigma:
+        return grey
+    high, wide = (window(side) for side in grey.shape[2:])
+    return jnp.einsum("bthw,Hh,Ww->btHW", grey, high, wide)
+
+
+def histograms(
+    clips: Float[Array, "B T H W 3"], model: config.Model, cells: int, contrast: float, blur: float = 0.0
+) -> Float[Array, "B N F"]:
+    """Returns for each token the 12 energies of its `cells`² cells, F = 12 cells², of the clip under `blur`.
+
+    e_k = sqrt(mean over the cell of max(0, g · axis_k)²), divided by sqrt(|e|² + c²), g in standardised brightness a
+    pixel or frame: gradients far below c keep how strong they are, those far above do not. c is `contrast` times what
+    the blur leaves of the slope of an edge, erf(1 / (blur sqrt 2)).
     """
+    contrast *= math.erf(1 / (blur * 2**0.5)) if blur else 1.0
     (t, h, w), side = model.grid, model.patch // cells
-    power = jnp.square(jax.nn.relu(gradients(jnp.mean(clips, axis=-1)) @ AXES.T))
+    grey = blurred(jnp.mean(clips, axis=-1), blur)
+    power = jnp.square(jax.nn.relu(gradients(grey) @ AXES.T))
     split = power.reshape(len(clips), t, model.tubelet, h, cells, side, w, cells, side, len(AXES))
     energy = jnp.sqrt(jnp.mean(split, axis=(2, 5, 8)) + 1e-9)  # without it the slope at 0 would be infinite
     energy = energy * jax.lax.rsqrt(jnp.sum(jnp.square(energy), axis=-1, keepdims=True) + contrast**2)
@@ -56,7 +75,8 @@ def measured(model: config.Model, target: config.Target) -> Measure:
 
     def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N F"]:
         clips = unpatchify(patches, model.grid, model.tubelet, model.patch)
-        return jnp.concatenate([histograms(clips, model, cells, target.contrast) for cells in target.cells], axis=-1)
+        each = [histograms(clips, model, cells, target.contrast, target.blur) for cells in target.cells]
+        return jnp.concatenate(each, axis=-1)
 
     return of
 

@@ -1,0 +1,63 @@
+"""Which rows of a corpus are learned from and which answer, where a study must not look at the test rows.
+
+Some groups of the training split are held out; or all of its rows answer in folds, by probes of the other folds.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cora.measure import evaluation
+from cora.measure.groups import folds
+from cora.schema import require
+from cora.video import manifest
+
+Row = dict[str, Any]
+
+
+def held_out(source: Path, groups: list[str], out: Path) -> Path:
+    """Writes the training rows of a corpus as a corpus of their own, whose test rows are those of the named groups."""
+    rows = manifest.select(manifest.load(source), "train").clips
+    known = sorted({clip.group for clip in rows})
+    for group in groups:
+        require(group in known, "hold", group, f"no group of the training split; legal: {', '.join(known)}")
+    return listed([clip._replace(split="test" if clip.group in groups else "train") for clip in rows], out)
+
+
+def listed(clips: list[manifest.Clip], out: Path) -> Path:
+    """Writes a list of these clips, and returns where it is."""
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "class_name", "group", "split"])
+        writer.writerows([clip.path.absolute(), clip.label, clip.class_name, clip.group, clip.split] for clip in clips)
+    return out
+
+
+def folded(source: Path, out: Path) -> list[Path]:
+    """Writes one corpus a fold (at most five, groups whole, classes balanced), whose test rows are those of the fold,
+    and returns where they are."""
+    clips = [clip for clip in evaluation.labelled(source).clips if clip.split in ("train", "")]
+    part = folds(np.array([clip.label for clip in clips]), np.array([clip.group for clip in clips]), 0)
+    return [listed([clip._replace(split="test" if here == fold else "train")
+                            for clip, here in zip(clips, part, strict=True)], out / f"fold_{fold}.csv")
+            for fold in range(part.max() + 1)]
+
+
+def merged(reports: Sequence[Row], methods: Sequence[str]) -> Row:
+    """Returns one report of all folds' reports: of the encoder, and of all that stands beside it, the accuracy over all
+    rows, and by group; where a fold names no groups it counts as one."""
+    rows = [report["n_test"] for report in reports]
+
+    def together(scores: Sequence[Row]) -> Row:
+        each = [score["by_group"] or {f"fold {i}": score["accuracy"]} for i, score in enumerate(scores)]
+        return {"accuracy": float(np.average([score["accuracy"] for score in scores], weights=rows)),
+                "by_group": {name: value for known in each for name, value in known.items()}}
+
+    def beside(method: str) -> Row:
+        return {name: together([report[method][name] for report in reports])
+                for name in evaluation.BESIDE if name in reports[0][method]}
+
+    return {method: together([report[method] for report in reports]) | beside(method) for method in methods}
