@@ -172,7 +172,7 @@ class Target:
     """With `hog3d`: histograms of so many cells along each side of a patch, one after the other."""
     contrast: float = 0.42
     """With `hog3d`: gradients far below it (0.42: 24 grey levels) keep how strong they are, those far above do not."""
-    blur: float = 0.0
+    blur: float = 2.0
     """With `hog3d`: standard deviation in pixels of the Gaussian through which a clip is seen; 0: as it is."""
     start: str = ""
     """Where a frozen teacher comes from: a run folder, exported weights, or a Hugging Face folder."""

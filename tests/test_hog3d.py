@@ -106,7 +106,7 @@ def test_the_turn_into_the_width_keeps_variance_and_where_there_is_room_lengths(
     if width == 96:
         assert abs(np.square(goal).mean() - 1) < 1e-2
         clips = unpatchify(patches, model.grid, 2, 8)
-        each = [hog3d.histograms(clips, model, n, TARGET.contrast) for n in (1, 2)]
+        each = [hog3d.histograms(clips, model, n, TARGET.contrast, TARGET.blur) for n in (1, 2)]
         plain = np.concatenate(each, axis=-1).reshape(96, -1)
         plain = (plain - plain.mean(0)) / plain.std(0)
         np.testing.assert_allclose(goal.reshape(96, -1) @ goal.reshape(96, -1).T * 60 / 96, plain @ plain.T, atol=1.5)
@@ -159,7 +159,7 @@ def test_what_is_read_without_a_network_is_of_each_clip_alone_and_ends_in_its_pl
     np.testing.assert_allclose(found[:, :1], measures(video[:1]), atol=1e-5)
     clips = standardise(jnp.array(video))
     for cells, here in ((1, slice(0, 12)), (2, slice(12, 60))):
-        own = hog3d.histograms(clips, MODEL, cells, target.contrast)
+        own = hog3d.histograms(clips, MODEL, cells, target.contrast, target.blur)
         np.testing.assert_allclose(found[0, :, :, here], own, atol=1e-5)
     place = found[0, 0, :, -sum(MODEL.grid):]
     assert (place.sum(1) == 3).all() and len(np.unique(place, axis=0)) == MODEL.tokens
