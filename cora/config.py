@@ -16,6 +16,7 @@ from cora.schema import choice, divisor, multiple, positive, require, span
 from cora.schema import difference as difference
 from cora.schema import from_json as from_json
 from cora.schema import to_json as to_json
+from cora.schema import unsaid as unsaid
 
 
 @dataclass(frozen=True, kw_only=True)

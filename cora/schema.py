@@ -67,6 +67,13 @@ def from_json(kind: type[T], text: str) -> T:
     return _build(kind, json.loads(text), kind.__name__.lower())
 
 
+def unsaid(kind: type, text: str) -> list[str]:
+    """Returns the dotted fields of which a text of `to_json` says nothing, as one of an earlier checkout may not:
+    `from_json` gives them today's defaults."""
+    said = _flat(json.loads(text))
+    return [name for name in _flat(dataclasses.asdict(from_json(kind, text))) if name not in said]
+
+
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)

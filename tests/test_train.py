@@ -95,6 +95,18 @@ def test_a_folder_belongs_to_one_config(corpus, straight):
         train.fit(settings(corpus, seed=1), straight[0], live=False)
 
 
+def test_a_folder_that_does_not_say_all_is_not_guessed_at(corpus, tmp_path):
+    """A field that an earlier checkout had not may since have been given another meaning by default."""
+    wanted = settings(corpus)
+    checkpoint.claim(tmp_path, wanted)
+    checkpoint.claim(tmp_path, wanted)
+    known = json.loads((tmp_path / "config.json").read_text())
+    del known["target"]["blur"]
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    with pytest.raises(checkpoint.CheckpointError, match=r"does not say target\.blur: choose another"):
+        checkpoint.claim(tmp_path, wanted)
+
+
 def test_another_seed_is_another_run(corpus, straight, tmp_path):
     other = train.fit(settings(corpus, seed=1), tmp_path, live=False)
     assert not np.array_equal(jax.tree.leaves(other.params)[0], jax.tree.leaves(straight[1].params)[0])

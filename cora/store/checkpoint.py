@@ -35,14 +35,20 @@ def config_of(path: Path) -> config.Pretrain:
 
 
 def claim(workdir: Path, wanted: config.Pretrain) -> None:
-    """Makes `workdir` belong to this config, or raises CheckpointError with the fields in which it already differs.
+    """Makes `workdir` belong to this config, or raises CheckpointError with the fields in which it already differs, or
+    of which it says nothing.
 
     Only what cannot change the result may differ: cadences of logging and saving, and the number of threads.
     """
     file = workdir / "config.json"
     if file.is_file():
         free = {"run.log_every", "run.save_every", "run.keep", "corpus.threads"}
-        differs = config.difference(config.from_json(config.Pretrain, file.read_text()), wanted)
+        text = file.read_text()
+        unsaid = config.unsaid(config.Pretrain, text)
+        if unsaid:
+            raise CheckpointError(f"{file} is of an earlier checkout and does not say {', '.join(unsaid)}: choose "
+                                  "another --workdir, or write there what they were")
+        differs = config.difference(config.from_json(config.Pretrain, text), wanted)
         bad = {name: values for name, values in differs.items() if name not in free}
         if bad:
             lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in bad.items()]
