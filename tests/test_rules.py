@@ -12,7 +12,9 @@ from laws import compiled, drawn
 
 from cora import config
 from cora.nets.hierarchy import build
+from cora.pc import energy as F
 from cora.pc import masks, presets, rules, settled
+from cora.pc.learn import learn
 from cora.pc.rules import energies, level_energy, start, teach
 from cora.types import Encoder, Params, Sight
 
@@ -180,3 +182,27 @@ def test_what_a_run_logs_of_its_inference(case):
     pc = look(presets.preset("pc", MODEL.levels, 4, 0.1), *case)
     assert (pc["energy_last"] < pc["energy_first"]).any() and float(pc["residual"][0]) < 1
     assert pc["error_norm"].shape == (MODEL.levels,) and (pc["error_norm"] > 0).all()
+
+
+def test_one_step_of_pc_leaves_a_level_what_its_lower_neighbours_step_does_not_bring(case):
+    """All states move at once, so e_l = -η (δ_l - J_l δ_{l-1}), δ_l what its own error asks of z_l: where levels have
+    like targets the two cancel. With predictions held at the forward pass (`local`, η = 1), e_l = -δ_l."""
+    network, params, teacher, sight = case
+
+    def errors(name, rate, params):
+        energy, trees, evidence, _ = settled.problem(network, params, teacher, sight)
+        z = F.forward(energy, trees, evidence)
+        asked = jax.grad(lambda z: F.total(energy, trees, z, evidence))(z)
+
+        def below(z):
+            return F.predict(energy, trees, F.below(z, evidence.input), evidence.context)
+
+        passed = jax.jvp(below, (z,), (asked,))[1]
+        rest = learn(energy, trees, evidence, presets.preset(name, MODEL.levels, 1, rate))[1]
+        return asked, passed, rest.errors.state
+
+    for name, rate, share in (("pc", 1e-2, 1.0), ("local", 1.0, 0.0)):
+        asked, passed, found = compiled(partial(errors, name, rate))(params)
+        expected = jax.tree.map(lambda own, low, r=rate, s=share: -r * (own - s * low), asked, passed)
+        scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
+        assert largest_gap(found, expected) < 2e-2 * scale
