@@ -208,7 +208,7 @@ def main() -> None:
         parser.error("--folds goes with neither --hold nor the control with labels")
     recipe, file = load_recipe(given.recipe), given.out / "results.jsonl"
     given.out.mkdir(parents=True, exist_ok=True)
-    source = splits.held_out(given.manifest, given.hold, given.out / "held_out.csv") if given.hold else given.manifest
+    source = splits.held_out(given.manifest, given.hold, given.out / "held_out.csv")
     sources = splits.folded(source, given.out) if given.folds else [source]
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     made = {variant: varied(recipe, variant) for variant in given.variants}  # a misspelt one is refused before any runs

@@ -9,62 +9,61 @@ Appends a row a rule to OUT/directions.jsonl and prints a table.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 from settle import pictures
 from tasks import once, save, table
 
 from cora import train
 from cora.nets.hierarchy import build
 from cora.pc import diagnose, settled
+from cora.pc.energy import Trees
 from cora.pc.learn import learn
 from cora.pc.presets import preset
 from cora.store import weights
 from cora.types import Network, Params, Sight
 
-RULES: tuple[tuple[str, int, float], ...] = (
+Named = tuple[str, int, float]
+"""Preset, steps of inference, rate."""
+RULES: tuple[Named, ...] = (
     ("pc", 1, 0.005), ("pc", 4, 0.005), ("pc", 16, 0.005), ("pc", 64, 0.005), ("pc", 4, 0.1),
     ("strict", 4, 0.1), ("fixed_pred", 2, 0.1), ("fixed_pred", 4, 0.1), ("fixed_pred", 16, 0.1),
     ("epc", 1, 0.03), ("epc", 4, 0.03),
 )
-"""Preset, steps of inference, rate."""
+AGAINST: dict[str, Named] = {"own": ("local", 1, 1.0), "all": ("exact", 1, 1.0)}
+"""Whose gradients the others are compared with."""
 
 
-def cosines(
-    network: Network, params: Params, sight: Sight, rule: tuple[str, int, float]
-) -> dict[str, Float[Array, " L"]]:
-    """Returns by level the cosine of this rule's gradient of the blocks with that of its own, and of all, errors."""
+def gradient(network: Network, rule: Named, params: Params, sight: Sight) -> Trees:
+    """Returns this rule's gradient of every level's blocks."""
     energy, trees, evidence, _ = settled.problem(network, params, params.encoder, sight)
-
-    def of(name: str, steps: int = 1, rate: float = 1.0) -> tuple[Any]:
-        found = learn(energy, trees, evidence, preset(name, energy.depth, steps, rate), sight.key)[0]
-        return (found.params[0][0]["blocks"],)  # a level's norm belongs to what reads it: no state error reaches it
-
-    own = of(*rule)
-    return {"own": diagnose.cosine(own, of("local")), "all": diagnose.cosine(own, of("exact"))}
+    name, steps, rate = rule
+    found = learn(energy, trees, evidence, preset(name, energy.depth, steps, rate), sight.key)[0]
+    return (found.params[0][0]["blocks"],)  # a level's norm belongs to what reads it: no state error reaches it
 
 
 def rows(ckpt: Path, source: Path, out: Path, clips: int) -> list[dict[str, Any]]:
     """Returns one row for each state of the weights and each rule: the cosines by level."""
     settings, step, ended, _ = weights.read_run(ckpt)
     network = build(settings.model, settings.target, settings.learn)
-    began = jax.jit(network.init)(jax.random.key(settings.run.seed))
+    began = jax.jit(lambda *given: train.initialise(network, settings, *given).params)(*train.given(settings))
     shown = jnp.array(pictures(settings, source, ckpt / "bad_files_directions.csv", clips)[0])
     sight = train.look(network, settings, jnp.array(step), shown)
+    of = jax.jit(partial(gradient, network), static_argnums=0)
     found = []
-    for weights_of, params in ((0, began), (step, ended)):
+    for after, params in ((0, began), (step, ended)):
+        against = {name: of(rule, params, sight) for name, rule in AGAINST.items()}
         for rule in RULES:
-            @jax.jit
-            def measure(params: Params, sight: Sight, rule: Any = rule) -> dict[str, Array]:
-                return cosines(network, params, sight, rule)
+            def cosines(rule: Named = rule, params: Params = params, against: Any = against) -> dict[str, Any]:
+                own = of(rule, params, sight)
+                return {name: diagnose.cosine(own, other).tolist() for name, other in against.items()}
 
-            named = {"ckpt": str(ckpt), "step": weights_of, "rule": rule[0], "steps": rule[1], "rate": rule[2]}
-            found.append(once(out / "directions.jsonl", named, lambda params=params, measure=measure: {
-                name: each.tolist() for name, each in measure(params, sight).items()}))
+            named = {"ckpt": str(ckpt), "step": after, "rule": rule[0], "steps": rule[1], "rate": rule[2]}
+            found.append(once(out / "directions.jsonl", named, cosines))
     return found
 
 
@@ -78,7 +77,7 @@ def main() -> None:
     given = parser.parse_args()
     lines = []
     for row in rows(given.ckpt, given.manifest, given.out, given.clips):
-        cells = [", ".join(f"{x:.2f}" for x in row[name]) for name in ("own", "all")]
+        cells = [", ".join(f"{x:.2f}" for x in row[name]) for name in AGAINST]
         lines.append([f"{row['rule']}, {row['steps']} at {row['rate']:g}", str(row["step"]), *cells])
     head = ["rule", "weights after step", "cosine with its own error, lowest level first", "with all levels' errors"]
     save(given.out, "directions", table(head, lines))

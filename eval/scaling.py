@@ -201,8 +201,7 @@ def main() -> None:
     given = parser.parse_args()
     recipe, file = load_recipe(given.recipe), given.out / "results.jsonl"
     given.out.mkdir(parents=True, exist_ok=True)
-    source = (splits.held_out(given.manifest, given.hold, given.out / "held_out.csv") if given.hold
-              else given.manifest)
+    source = splits.held_out(given.manifest, given.hold, given.out / "held_out.csv")
     wanted = [("steps", own(recipe, "steps"))] + [(factor, size) for factor in given.factors for size in SIZES[factor]]
     for seed in given.seeds:
         seeded = replace(recipe, run=replace(recipe.run, seed=seed))

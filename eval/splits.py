@@ -19,7 +19,10 @@ Row = dict[str, Any]
 
 
 def held_out(source: Path, groups: list[str], out: Path) -> Path:
-    """Writes the training rows of a corpus as a corpus of their own, whose test rows are those of the named groups."""
+    """Writes the training rows of a corpus as a corpus of their own, whose test rows are those of the named groups, and
+    returns where it is; where none is named, the corpus as it stands."""
+    if not groups:
+        return source
     rows = manifest.select(manifest.load(source), "train").clips
     known = sorted({clip.group for clip in rows})
     for group in groups:
@@ -39,10 +42,10 @@ def listed(clips: list[manifest.Clip], out: Path) -> Path:
 def folded(source: Path, out: Path) -> list[Path]:
     """Writes one corpus a fold (at most five, groups whole, classes balanced), whose test rows are those of the fold,
     and returns where they are."""
-    clips = [clip for clip in evaluation.labelled(source).clips if clip.split in ("train", "")]
+    clips = manifest.select(evaluation.labelled(source), "train").clips
     part = folds(np.array([clip.label for clip in clips]), np.array([clip.group for clip in clips]), 0)
     return [listed([clip._replace(split="test" if here == fold else "train")
-                            for clip, here in zip(clips, part, strict=True)], out / f"fold_{fold}.csv")
+                    for clip, here in zip(clips, part, strict=True)], out / f"fold_{fold}.csv")
             for fold in range(part.max() + 1)]
 
 

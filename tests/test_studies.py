@@ -40,6 +40,7 @@ def test_held_out_people_answer_and_true_test_people_are_gone(corpus, tmp_path):
     assert count == {("a", "train"): 24, ("b", "test"): 24, ("c", "train"): 24}
     with pytest.raises(ConfigError, match="'d'"):
         splits.held_out(corpus, ["d"], tmp_path / "held.csv")
+    assert splits.held_out(corpus, [], tmp_path / "none.csv") == corpus
 
 
 def test_every_training_row_answers_in_one_fold_with_its_whole_group_and_no_test_row_does(corpus, tmp_path):
