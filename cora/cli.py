@@ -110,8 +110,9 @@ def probe(
     plan = attentive.recipe(grid, depth=depth, heads=heads, epochs=epochs, level=level, of=tokens)
     methods: Any = tuple(method.split(","))
     home = run_of(ckpt)
-    report = evaluation.probe(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv",
-                              against=against, seed=seed, plan=plan, keep=home, views=views)
+    reading = evaluation.read(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv", against=against,
+                              plan=plan, views=views)
+    report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home)
     (home / "probe.json").write_text(json.dumps(report, indent=2))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2))

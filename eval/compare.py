@@ -81,17 +81,17 @@ def cost(recipe: config.Pretrain) -> tuple[float, float]:
     return laid_out.temp_size_in_bytes / 2**20, counted["flops"] / 1e9
 
 
-def run(recipe: config.Pretrain, sources: list[Path], folder: Path, methods: list[str], beside: bool = True) -> Row:
-    """Trains one run to its end, probes it on each of `sources`, folds of one corpus if there are several, and returns
-    its row; `beside`: also what it has to beat."""
+def run(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], folds: bool, beside: bool) -> Row:
+    """Trains one run to its end, probes it on `source`, all of whose rows answer in turn with `folds`, and returns its
+    row; `beside`: also what it has to beat."""
     mib, operations = cost(recipe)
     begun = time.perf_counter()
     train.fit(recipe, folder)
     trained = time.perf_counter() - begun
     named: Any = tuple(methods)
-    reports = [evaluation.probe(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside)
-               for source in sources]
-    report = reports[0] if len(reports) == 1 else splits.merged(reports, methods)
+    reading = evaluation.read(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside)
+    reports = [evaluation.judge(part, named) for part in (splits.folded(reading) if folds else [reading])]
+    report = splits.merged(reports, methods) if folds else reports[0]
     return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
             "gflop": operations, **report}
 
@@ -209,7 +209,8 @@ def main() -> None:
     recipe, file = load_recipe(given.recipe), given.out / "results.jsonl"
     given.out.mkdir(parents=True, exist_ok=True)
     source = splits.held_out(given.manifest, given.hold, given.out / "held_out.csv")
-    sources = splits.folded(source, given.out) if given.folds else [source]
+    if given.folds:
+        source = splits.training(source, given.out / "training.csv")
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     made = {variant: varied(recipe, variant) for variant in given.variants}  # a misspelt one is refused before any runs
     for seed in given.seeds:
@@ -225,7 +226,7 @@ def main() -> None:
             else:  # what has to be beaten is the same for every variant of one encoder
                 known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows)
                 alike = settings.model == recipe.model and settings.corpus == replace(recipe.corpus, path=corpus.path)
-                row = run(settings, sources, folder, given.methods, beside=not (known and alike))
+                row = run(settings, source, folder, given.methods, given.folds, beside=not (known and alike))
             rows.append({"variant": variant, **row})
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")

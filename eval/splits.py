@@ -39,14 +39,17 @@ def listed(clips: list[manifest.Clip], out: Path) -> Path:
     return out
 
 
-def folded(source: Path, out: Path) -> list[Path]:
-    """Writes one corpus a fold (at most five, groups whole, classes balanced), whose test rows are those of the fold,
-    and returns where they are."""
-    clips = manifest.select(evaluation.labelled(source), "train").clips
-    part = folds(np.array([clip.label for clip in clips]), np.array([clip.group for clip in clips]), 0)
-    return [listed([clip._replace(split="test" if here == fold else "train")
-                    for clip, here in zip(clips, part, strict=True)], out / f"fold_{fold}.csv")
-            for fold in range(part.max() + 1)]
+def training(source: Path, out: Path) -> Path:
+    """Writes the labelled training rows of a corpus as a corpus without splits, and returns where it is."""
+    rows = manifest.select(evaluation.labelled(source), "train").clips
+    return listed([clip._replace(split="") for clip in rows], out)
+
+
+def folded(reading: evaluation.Reading) -> list[evaluation.Reading]:
+    """Returns the same rows once a fold (at most five, groups whole, classes balanced), the fold's for testing."""
+    own = next(iter((reading.pooled or reading.tokens).values()))
+    part = folds(own.label, own.group, 0)
+    return [reading.divided(np.where(part == fold, "test", "train")) for fold in range(part.max() + 1)]
 
 
 def merged(reports: Sequence[Row], methods: Sequence[str]) -> Row:

@@ -305,4 +305,4 @@ def test_a_saved_probe_answers_as_before(read, tmp_path):
 def test_an_unknown_method_is_refused_before_anything_is_read():
     # The tests check annotations; without that, the name itself is refused.
     with pytest.raises((schema.ConfigError, TypeCheckError), match="atentive"):
-        evaluation.probe(Path("nowhere"), Path("nothing"), methods=("atentive",), ledger=Path("none"))
+        evaluation.read(Path("nowhere"), Path("nothing"), methods=("atentive",), ledger=Path("none"))

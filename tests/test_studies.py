@@ -9,6 +9,8 @@ import scaling
 import splits
 
 from cora.demo import RECIPE
+from cora.measure import evaluation
+from cora.measure.table import Table
 from cora.schema import ConfigError
 from cora.video import manifest
 
@@ -44,14 +46,18 @@ def test_held_out_people_answer_and_true_test_people_are_gone(corpus, tmp_path):
 
 
 def test_every_training_row_answers_in_one_fold_with_its_whole_group_and_no_test_row_does(corpus, tmp_path):
-    parts = [manifest.load(path).clips for path in splits.folded(corpus, tmp_path)]
-    training = {clip.path for clip in manifest.load(corpus).clips if clip.split == "train"}
-    asked = [{clip.path for clip in part if clip.split == "test"} for part in parts]
-    assert sum(map(len, asked)) == len(training) and set.union(*asked) == training
+    rows = manifest.load(splits.training(corpus, tmp_path / "training.csv")).clips
+    assert {clip.path for clip in rows} == {c.path for c in manifest.load(corpus).clips if c.split == "train"}
+    columns = (np.array([getattr(clip, name) for clip in rows]) for name in ("label", "group", "split"))
+    table = Table(np.arange(len(rows), dtype=np.float32)[None, :, None], *columns)
+    whole = evaluation.Reading({"trained": table, "pixels": table}, {"trained": table}, {}, ())
+    parts = splits.folded(whole)
+    assert (sum((part.pooled["trained"].split == "test").astype(int) for part in parts) == 1).all()
     for part in parts:
-        assert {clip.path for clip in part} == training
-        groups = [{clip.group for clip in part if clip.split == split} for split in ("train", "test")]
-        assert not set.intersection(*groups)
+        one, *others = (*part.pooled.values(), *part.tokens.values())
+        assert not {*one.group[one.split == "train"]} & {*one.group[one.split == "test"]}
+        for other in others:
+            np.testing.assert_array_equal(other.split, one.split)
 
 
 def test_folds_are_merged_over_rows_and_their_groups_stay_apart():

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 from rich.table import Table as Lines
 
 from cora import config
@@ -85,52 +86,84 @@ def by_token(
             for name, encoder in readable.items()} | floor
 
 
-def probe(
-    ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None, seed: int = 0,
-    plan: attentive.Recipe | None = None, keep: Path | None = None, views: int = 8, beside: bool = True,
-) -> dict[str, Any]:
-    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `random`, `targets` (where they are
-    fixed), `pixels`, `motion` (and `against`) beside, and how far the encoder is ahead of each, paired by group; with
-    `beside` False only the encoder (and `against`).
+class Reading(NamedTuple):
+    """What probes read: a table for each encoder and for what it has to beat, `trained` first, all of the same rows."""
 
-    Beside the clip seen without chance, `views` random ones of each are learned from and answered by. The attentive
-    probe is made as `plan` says and left in the folder `keep`. Raises ConfigError for an unknown method.
+    pooled: dict[str, Table]
+    """For the linear and the nearest-neighbour probe; empty where neither is wanted."""
+    tokens: dict[str, Table]
+    """For the attentive probe; empty where it is not wanted."""
+    models: dict[str, config.Model]
+    """The encoders' shapes, by the same names."""
+    classes: tuple[str, ...]
+
+    def divided(self, split: np.ndarray) -> "Reading":
+        """Returns the same rows under another split, `train` or `test` for each."""
+        pooled, tokens = ({name: table._replace(split=split) for name, table in own.items()}
+                          for own in (self.pooled, self.tokens))
+        return self._replace(pooled=pooled, tokens=tokens)
+
+
+def read(
+    ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None,
+    plan: attentive.Recipe | None = None, views: int = 8, beside: bool = True,
+) -> Reading:
+    """Returns what `judge` needs of a checkpoint and a labelled corpus, every file decoded and encoded once; with
+    `beside` False of the encoder (and `against`) alone.
+
+    Beside the clip seen without chance there are `views` random ones of each. Raises ConfigError for an unknown method
+    or a level of `plan` that is not there.
     """
     for method in methods:
         choice("method", method, (*METHODS, ATTENTIVE))
     require(views >= 0, "views", views, "must not be negative; nearest: 0")
-    plan = plan or attentive.Recipe()
     settings, readable = encoders(ckpt, against, beside)
-    tabular = [method for method in get_args(Method) if method in methods]
     shared = {name: features.Once(encoder) for name, encoder in readable.items()}
-    readers = pooled(shared, beside) if tabular else {}
+    readers = pooled(shared, beside) if set(methods) & set(METHODS) else {}
     if ATTENTIVE in methods:
-        readers |= {name + TOKENS: reader for name, reader in by_token(shared, plan, beside).items()}
+        asked = by_token(shared, plan or attentive.Recipe(), beside)
+        readers |= {name + TOKENS: reader for name, reader in asked.items()}
     rows = labelled(source)
     found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad), views)
-    by_tokens = {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)}
-    tables = {name: table for name, table in found.items() if not name.endswith(TOKENS)} or dict(by_tokens)
+    return Reading(
+        {name: table for name, table in found.items() if not name.endswith(TOKENS)},
+        {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)},
+        {name: encoder.model for name, encoder in readable.items()}, tuple(rows.classes))
+
+
+def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: attentive.Recipe | None = None,
+          keep: Path | None = None) -> dict[str, Any]:
+    """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `random`, `targets` (where they are
+    fixed), `pixels`, `motion` (and `against`) beside, as far as they were read, and how far the encoder is ahead of
+    each, paired by group.
+
+    All views of a clip are learned from and answered by. The attentive probe is made as `plan` says and left in the
+    folder `keep`.
+    """
+    tables = dict(reading.pooled or reading.tokens)
+    views = tables["trained"].views
+    tabular = [method for method in get_args(Method) if method in methods]
     report = compare(tables.pop("trained"), tables, tabular, seed=seed)
     if ATTENTIVE in methods:
-        report = {ATTENTIVE: _attentive(by_tokens, readable, plan, rows.classes, keep, seed)} | report
-    report["views"] = 1 + views
+        report = {ATTENTIVE: _attentive(reading, plan or attentive.Recipe(), keep, seed)} | report
+    report["views"] = 1 + (0 if views is None else views.shape[2])
     for own in (report[method] for method in methods):
         for other in (own[name] for name in BESIDE if name in own):
             other |= paired(own["by_group"], other["by_group"], seed)
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 
 
-def _attentive(tables: Mapping[str, Table], readable: Mapping[str, features.Frozen], plan: attentive.Recipe,
-               classes: Sequence[str], keep: Path | None, seed: int) -> dict[str, Any]:
+def _attentive(reading: Reading, plan: attentive.Recipe, keep: Path | None, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, table in tables.items():
-        model = readable.get(name, readable["trained"]).model
+    for name, table in reading.tokens.items():
+        model = reading.models.get(name, reading.models["trained"])
         heads = attentive.heads_for(model.width, plan.heads, model.heads)
-        level = plan.level % model.levels if name in readable else 0
+        level = plan.level % model.levels if name in reading.models else 0
         fitted = attentive.evaluate(table, model.tokens, replace(plan, level=level), heads, seed=seed)
         found[name] = plain(fitted.score)
         if name == "trained":
             found["trained"] |= {"heads": heads, "depth": plan.depth, "epochs": plan.epochs, "tokens": plan.of}
+            classes = reading.classes
             labels = tuple(classes[i] if i < len(classes) else str(i) for i in fitted.classes)
             if keep is not None:
                 save_probe(keep, Probe(fitted.weights, heads, plan.depth, level, plan.of, labels))
