@@ -130,6 +130,9 @@ class Corpus:
     fps: float = 8.0
     span: tuple[float, float] = (0.7, 1.0)
     """With `sampling = "span"`: the window's length as a fraction of the file, drawn between these two."""
+    longest: float = 0.0
+    """With `sampling = "span"`: no window is longer than so many seconds, so that films are cut into moments as short
+    clips are; 0: any length."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random crop as a fraction of the frame."""
     crop_aspect: tuple[float, float] = (0.75, 1.35)
@@ -156,6 +159,9 @@ class Corpus:
         span("corpus.span", self.span, 0.01, 1.0)
         span("corpus.crop_scale", self.crop_scale, 0.01, 1.0)
         span("corpus.crop_aspect", self.crop_aspect, 0.1, 10.0)
+        require(self.longest >= 0, "corpus.longest", self.longest, "must not be negative; nearest: 0.0")
+        require(self.longest == 0 or self.sampling == "span", "corpus.longest", self.longest,
+                f"bounds spans, and corpus.sampling = {self.sampling!r}; nearest: 0.0")
         require(self.workers >= 0, "corpus.workers", self.workers, "must not be negative; nearest: 0")
         require(self.pack >= 0, "corpus.pack", self.pack, "must be 0 (no cache) or a side in pixels; nearest: 0")
         require(0 <= self.max_bad <= 1, "corpus.max_bad", self.max_bad, "must lie in [0, 1]")

@@ -109,6 +109,8 @@ def test_a_clip_without_label_says_minus_one(corpus_folder, tmp_path):
     ({"sampling": "fps", "fps": 8.0}, {1, 2}),
     ({"sampling": "span", "span": (1.0, 1.0)}, {6}),
     ({"sampling": "span", "span": (0.5, 0.5)}, {3}),
+    ({"sampling": "span", "span": (1.0, 1.0), "longest": 1.0}, {3}),
+    ({"sampling": "span", "span": (0.5, 0.5), "longest": 9.0}, {3}),
 ])
 def test_frames_are_spaced_as_asked_and_windows_reach_every_part(drawn, fields, gaps):
     frames = np.concatenate([told(batch["video"])[1] for batch in drawn(40, **fields)])
@@ -312,6 +314,7 @@ def test_the_ledger_overlooks_half_a_line_of_a_killed_run(tmp_path):
     ({"sampling": "fps", "fps": 6.0}, 1, [[9, 11, 13, 15]]),
     ({"sampling": "span"}, 1, [[3, 9, 15, 21]]),
     ({"sampling": "span"}, 2, [[1, 7, 13, 19], [4, 10, 16, 22]]),
+    ({"sampling": "span", "longest": 1.0}, 1, [[7, 10, 13, 16]]),
     ({"stride": 9}, 2, [[0, 9, 18, 23]] * 2),
 ])
 def test_views_are_evenly_spaced_windows(corpus_folder, fields, count, frames):

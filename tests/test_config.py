@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
     (lambda: c.Optim(stretch=0.5), ["optim.stretch", "1.0"]),
     (lambda: c.Mask(short_scale=0.0), ["mask.short_scale", "0.0"]),
     (lambda: c.Corpus(crop_scale=(0.9, 0.3)), ["corpus.crop_scale", "0.9"]),
+    (lambda: c.Corpus(longest=-1.0, sampling="span"), ["corpus.longest", "-1.0", "nearest: 0.0"]),
+    (lambda: c.Corpus(longest=4.0), ["corpus.longest", "4.0", "'stride'"]),
     (lambda: c.Optim(lr=-1.0), ["optim.lr", "-1.0"]),
     (lambda: c.Run(batch=0), ["run.batch", "0"]),
     (lambda: c.Learn(reach=0), ["learn.reach", "0"]),

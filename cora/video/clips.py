@@ -98,7 +98,8 @@ def _batches(elements: grain.MapDataset, corpus: Corpus, batch: int) -> grain.It
 def views(path: Path | str, corpus: Corpus, *, frames: int, size: Size, count: int) -> UInt8[np.ndarray, "V T H W 3"]:
     """Returns `count` clips of one file without chance: windows evenly spaced (one: the middle), the picture's centre.
 
-    Frames are spaced as `corpus.sampling` says; under `span` every window is the whole file, read at another phase.
+    Frames are spaced as `corpus.sampling` says; under `span` every window is the whole file, read at another phase,
+    or `corpus.longest` seconds of it.
     The whole picture is resized where its aspect (or its reciprocal) lies within `corpus.crop_aspect`, as a full crop
     in training is; a wider or taller picture is first cut to the nearest such aspect about its centre.
     Raises codec.VideoError.
@@ -191,10 +192,12 @@ def _framed(video: UInt8[np.ndarray, "n h w 3"], corpus: Corpus, size: Size, rng
 def _numbers(info: codec.VideoInfo, corpus: Corpus, frames: int, place: float, part: float) -> Int[np.ndarray, "T"]:
     """Returns `floor(start + t step)` for t = 0 ... T-1, with `start = place * room`, place in [0, 1).
 
-    `step` in frames is `corpus.stride`, `info.fps / corpus.fps`, or for `span` the `part` of the file divided by T.
+    `step` in frames is `corpus.stride`, `info.fps / corpus.fps`, or for `span` the `part` of the file, or of
+    `corpus.longest` seconds where it is longer than that, divided by T.
     `room` is what remains of the file. Where it is too short for the window, its last frame is repeated.
     """
-    steps = {"stride": corpus.stride, "fps": info.fps / corpus.fps, "span": part * info.frames / frames}
+    whole = min(info.frames, corpus.longest * info.fps) if corpus.longest else info.frames
+    steps = {"stride": corpus.stride, "fps": info.fps / corpus.fps, "span": part * whole / frames}
     step = steps[corpus.sampling]
     room = max(0.0, info.frames - (frames - 1) * step)
     numbers = np.floor(place * room + np.arange(frames) * step).astype(np.int64)
