@@ -82,7 +82,7 @@ def features(
 def probe(
     ckpt: Positional[Path], manifest: Positional[Path], /, method: str = "linear,knn", against: Path | None = None,
     seed: int = 0, grid: Literal["cpu", "meta"] = "cpu", depth: int | None = None, heads: int | None = None,
-    epochs: int | None = None, level: int | None = None, views: int = 8,
+    epochs: int | None = None, level: int | None = None, views: int | None = None,
     tokens: Literal["whole", "change"] | None = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
@@ -100,7 +100,7 @@ def probe(
         epochs: Of the attentive probe; by default the grid's own.
         level: Whose tokens the attentive probe reads; by default the highest.
         views: Random views of each clip, cut as training does, that the linear and the attentive probe learn from and
-            answer by, beside the clip seen without chance.
+            answer by, beside the clip seen without chance; by default 24.
         tokens: Whether it reads them as they are or without their mean over time; by default the grid's own.
         json_file: Where the result goes as JSON; it is printed as a table in any case.
     """
@@ -111,7 +111,7 @@ def probe(
     methods: Any = tuple(method.split(","))
     home = run_of(ckpt)
     reading = evaluation.read(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv", against=against,
-                              plan=plan, views=views)
+                              plan=plan, views=evaluation.VIEWS if views is None else views)
     report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home)
     (home / "probe.json").write_text(json.dumps(report, indent=2))
     if json_file is not None:

@@ -173,7 +173,7 @@ def test_the_first_principal_components_hold_all_that_has_so_few(monkeypatch: py
 def many(signal: float = 0.6, noise: float = 3.0) -> Table:
     """A table of clips whose views have their own noise; the views' mean tells more than one of them."""
     table, rng = toy(signal=signal), np.random.default_rng(3)
-    own, *views = (table.features + noise * rng.normal(size=table.features.shape) for _ in range(9))
+    own, *views = (table.features + noise * rng.normal(size=table.features.shape) for _ in range(12))
     return table._replace(features=own, views=np.stack(views, axis=2))
 
 
@@ -184,12 +184,14 @@ def test_a_linear_probe_learns_from_all_views_and_hears_them_all() -> None:
     score = probe.evaluate(table, "linear")
     mean, deviation = (getattr(fit.reshape(-1, fit.shape[-1]), name)(0) for name in ("mean", "std"))
     model = LogisticRegression(C=score.settings[0], tol=1e-6, max_iter=5000).fit(
-        ((fit - mean) / deviation).reshape(-1, fit.shape[-1]), np.repeat(table.label[inside], 9))
+        ((fit - mean) / deviation).reshape(-1, fit.shape[-1]), np.repeat(table.label[inside], 12))
     rest = ((table.every(0)[~inside] - mean) / deviation).reshape(-1, fit.shape[-1])
-    answers = model.predict_proba(rest).reshape(-1, 9, 3).mean(1).argmax(1)
+    answers = model.predict_proba(rest).reshape(-1, 12, 3).mean(1).argmax(1)
     assert score.accuracy == pytest.approx((answers == table.label[~inside]).mean(), abs=1 / 24)
     alone = probe.evaluate(table._replace(views=None), "linear")
     assert score.accuracy > alone.accuracy + 0.1
+    few = probe.evaluate(table._replace(views=table.views[:, :, :probe.CHOOSING - 1]), "linear")
+    assert (score.settings, score.held_out) == (few.settings, few.held_out)  # chosen by fewer, for speed
     assert probe.evaluate(table, "knn") == probe.evaluate(table._replace(views=None), "knn")
 
 

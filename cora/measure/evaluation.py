@@ -25,6 +25,9 @@ TOKENS = " tokens"
 """Ends the names of tables that an attentive probe reads."""
 BESIDE = ("random", "targets", "pixels", "motion", "against")
 """What a trained encoder is compared with, by the names that they have in a report."""
+VIEWS = 24
+"""Random views of a clip beside the plain one, as many as V-JEPA reads of a clip of Kinetics: a single one, cut as
+training cuts, tells much less than the whole clip, and the mean over many more (eval/README.md)."""
 Named = Method | Literal["attentive"]
 
 
@@ -106,7 +109,7 @@ class Reading(NamedTuple):
 
 def read(
     ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None,
-    plan: attentive.Recipe | None = None, views: int = 8, beside: bool = True,
+    plan: attentive.Recipe | None = None, views: int = VIEWS, beside: bool = True,
 ) -> Reading:
     """Returns what `judge` needs of a checkpoint and a labelled corpus, every file decoded and encoded once; with
     `beside` False of the encoder (and `against`) alone.
