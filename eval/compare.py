@@ -81,15 +81,18 @@ def cost(recipe: config.Pretrain) -> tuple[float, float]:
     return laid_out.temp_size_in_bytes / 2**20, counted["flops"] / 1e9
 
 
-def run(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], folds: bool, beside: bool) -> Row:
-    """Trains one run to its end, probes it on `source`, all of whose rows answer in turn with `folds`, and returns its
-    row; `beside`: also what it has to beat."""
+def run(
+    recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], folds: bool, beside: bool, views: int
+) -> Row:
+    """Trains one run to its end, probes it on `source` by so many random views of each clip, all of whose rows answer
+    in turn with `folds`, and returns its row; `beside`: also what it has to beat."""
     mib, operations = cost(recipe)
     begun = time.perf_counter()
     train.fit(recipe, folder)
     trained = time.perf_counter() - begun
     named: Any = tuple(methods)
-    reading = evaluation.read(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside)
+    reading = evaluation.read(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside,
+                              views=views)
     reports = [evaluation.judge(part, named) for part in (splits.folded(reading) if folds else [reading])]
     report = splits.merged(reports, methods) if folds else reports[0]
     return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
@@ -203,6 +206,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["linear", "knn"], choices=["linear", "knn", "attentive"])
     parser.add_argument("--hold", nargs="+", default=[], help="groups of the training split to be the test rows")
     parser.add_argument("--folds", action="store_true", help="probe the training rows in five folds")
+    parser.add_argument("--views", type=int, default=evaluation.VIEWS, help="random views of a clip, as cora probe's")
     given = parser.parse_args()
     if given.folds and (given.hold or any(map(labelled, given.variants))):
         parser.error("--folds goes with neither --hold nor the control with labels")
@@ -226,7 +230,7 @@ def main() -> None:
             else:  # what has to be beaten is the same for every variant of one encoder
                 known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows)
                 alike = settings.model == recipe.model and settings.corpus == replace(recipe.corpus, path=corpus.path)
-                row = run(settings, source, folder, given.methods, given.folds, beside=not (known and alike))
+                row = run(settings, source, folder, given.methods, given.folds, not (known and alike), given.views)
             rows.append({"variant": variant, **row})
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")

@@ -43,6 +43,8 @@ FIELDS = {"steps": "run.steps", "width": "model.width", "levels": "model.levels"
 """Factor -> the recipe's field; data have none."""
 SIZES: dict[str, tuple[float, ...]] = {"steps": (100, 800), "width": (64, 192), "levels": (2, 8), "data": (0.25, 0.5)}
 """Factor -> what is tried beside the recipe's own; data: share of the clips that are pretrained on."""
+VIEWS = 8
+"""Random views of a clip by which a probe learns and answers: fewer than `cora probe` takes, for there are many runs."""
 MEASURES = {"error": "1 - accuracy", "loss": "loss, people never seen"}
 
 
@@ -102,7 +104,7 @@ def measure(recipe: config.Pretrain, rule: str, factor: str, size: float, source
     else:
         settings, given = compare.varied(recipe, f"{rule},{FIELDS[factor]}={size:g}"), source
     settings = replace(settings, corpus=replace(settings.corpus, path=str(given)))
-    row = compare.run(settings, [source], out / name, [method], beside=False)
+    row = compare.run(settings, source, out / name, [method], folds=False, beside=False, views=VIEWS)
     return {"method": method, "error": 1 - row[method]["accuracy"], "loss": loss(out / name, source),
             **{key: row[key] for key in ("gflop", "mib", "train_seconds", "steps")}}
 
