@@ -44,7 +44,7 @@ FIELDS = {"steps": "run.steps", "width": "model.width", "levels": "model.levels"
 SIZES: dict[str, tuple[float, ...]] = {"steps": (100, 800), "width": (64, 192), "levels": (2, 8), "data": (0.25, 0.5)}
 """Factor -> what is tried beside the recipe's own; data: share of the clips that are pretrained on."""
 VIEWS = 8
-"""Random views of a clip by which a probe learns and answers: fewer than `cora probe` takes, for there are many runs."""
+"""Random views of a clip by which a probe learns and answers: fewer than in `cora probe`, for there are many runs."""
 MEASURES = {"error": "1 - accuracy", "loss": "loss, people never seen"}
 
 
