@@ -20,7 +20,7 @@ RECIPE = config.Pretrain(
     target=config.Target(kind="hog3d", of="change", error="squared"),
     learn=config.Learn(seen=1.0),
     optim=config.Optim(method="muon", lr=1e-2),
-    corpus=config.Corpus(crop_scale=(0.6, 1.0), pack=80),
+    corpus=config.Corpus(sampling="span", longest=5.0, pack=80),
     run=config.Run(steps=400, batch=16, save_every=200),
 )
 

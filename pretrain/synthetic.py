@@ -1,4 +1,4 @@
-"""The embedded corpus: 12 motions of many shapes, minutes on two cores. The recipe of `cora demo`.
+"""The embedded corpus, 12 motions of many shapes: small.py, whose corpus this is where none is named.
 
     cora pretrain pretrain/synthetic.py --workdir runs/synthetic
 """

@@ -1,6 +1,6 @@
-"""UTD-MHAD depth with predictors that come to see what is hidden: about five times the operations of the short recipe.
+"""UTD-MHAD depth, by predictors that come to see what is hidden: about five times the operations of small.py.
 
-In the 400 steps of utd_mhad_depth.py hidden tokens stay unpredicted, and features come from what is read off seen ones.
+In the 400 steps of small.py hidden tokens stay unpredicted, and features come from what is read off seen ones.
 Here predictors are as wide as the encoder, two blocks deep and begin by looking at what is near, and have 800 steps:
 then .65 of the hidden targets' variance is left (a linear map from the six true neighbours leaves .51; both measured
 with target.contrast = 0.07).
@@ -9,15 +9,12 @@ with target.contrast = 0.07).
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from cora import config
-from cora.cli import load_recipe
-
-short = load_recipe(Path(__file__).with_name("utd_mhad_depth.py"))
+from cora.demo import RECIPE
 
 recipe = replace(
-    short,
+    RECIPE,
     model=config.Model(predictor_width=128, predictor_heads=4, predictor_depth=2, predictor_near=2.0),
-    run=replace(short.run, steps=800),
+    run=replace(RECIPE.run, steps=800),
 )
