@@ -1,6 +1,7 @@
 """The attentive probe: the same numbers as Hugging Face's and Meta's, and what its choice of settings may look at."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -213,24 +214,36 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(read):
     assert not np.array_equal(*kernels)
 
 
-def test_the_setting_is_the_best_on_the_part_held_out(monkeypatch):
-    """Of answers made up for it: what the second setting says of the held-out part is right, and nothing else is."""
+@pytest.mark.parametrize(("folds", "best"), [(1, 0), (5, 1)])
+def test_the_setting_is_the_best_on_the_parts_held_out(monkeypatch, folds, best):
+    """Of answers made up for it: the first setting is right of the first part alone, the second of all but one clip."""
     table = toy()
+    label, part = table.label[table.split == "train"], attentive.training_folds(table, 0)
     asked = []
 
     def answer(probe, weights, tokens):
         asked.append((len(jax.tree.leaves(weights)[0]), len(tokens)))
         if asked[-1][0] == 1:
             return np.zeros((1, len(tokens)), int)
-        right = table.label[table.split == "train"][attentive.training_folds(table, 0) == 0]
-        return np.stack([(right + 1) % 3, right])
+        held = len(asked) - 1
+        right = label[part == held]
+        wrong = (right + 1) % 3
+        return np.stack([right, [*wrong[:1], *right[1:]]] if held == 0 else [wrong, right])
+
+    def train(probe, x, given, settings, key, **_):
+        if len(settings) > 1:
+            np.testing.assert_array_equal(given, label[part != len(asked)])
+        return {"w": jnp.asarray(settings)}
 
     monkeypatch.setattr(attentive, "answer", answer)
-    monkeypatch.setattr(attentive, "train", lambda probe, x, label, settings, key, **_: {"w": jnp.asarray(settings)})
-    fitted = attentive.evaluate(table, 6, QUICK, heads=2)
-    assert fitted.score.held_out == (1.0,) and fitted.score.settings == (QUICK.grid[1],)
-    np.testing.assert_allclose(fitted.weights["w"], QUICK.grid[1])
-    assert asked == [(2, 12), (1, 24)]
+    monkeypatch.setattr(attentive, "train", train)
+    fitted = attentive.evaluate(table, 6, replace(QUICK, folds=folds), heads=2)
+    sizes = np.bincount(part)
+    assert len(sizes) > 1
+    share = 1.0 if folds == 1 else 1 - 1 / len(label)
+    assert fitted.score.held_out == (share,) and fitted.score.settings == (QUICK.grid[best],)
+    np.testing.assert_allclose(fitted.weights["w"], QUICK.grid[best])
+    assert asked == [(2, size) for size in sizes[:folds]] + [(1, 24)]
 
 
 @pytest.mark.parametrize(("width", "wanted", "own", "heads"), [(128, 16, 4, 16), (48, 16, 3, 3), (24, 16, 2, 2),
@@ -241,7 +254,7 @@ def test_heads_are_the_encoder_s_where_others_do_not_fit(width, wanted, own, hea
 
 @pytest.mark.parametrize(("name", "changes", "said"), [
     ("meat", {}, "nearest: meta"), ("cpu", {"depth": -1}, "attentive.depth"),
-    ("cpu", {"epochs": 0}, "attentive.epochs"),
+    ("cpu", {"epochs": 0}, "attentive.epochs"), ("cpu", {"folds": 0}, "attentive.folds"),
     ("cpu", {"rates": ()}, "attentive.rates"), ("cpu", {"decays": (-1.0,)}, "attentive.decays")])
 def test_a_recipe_that_cannot_be_meant_is_refused(name, changes, said):
     with pytest.raises(schema.ConfigError, match=said):

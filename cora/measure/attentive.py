@@ -1,8 +1,8 @@
 """The attentive probe: a small transformer of V-JEPA 2's shape that is trained to read classes from frozen tokens.
 
-Every pair (learning rate, weight decay) of a grid is trained at once, on all training groups but one part; the best
-there is trained again on all training rows and scored once on the test rows. This file knows tokens and labels; it
-knows no encoder, no video and no file.
+Every pair (learning rate, weight decay) of a grid is trained at once, on all training groups but one part, for each
+part in turn; the best there is trained again on all training rows and scored once on the test rows. This file knows
+tokens and labels; it knows no encoder, no video and no file.
 Source: V-JEPA 2 (arXiv 2506.09985), which reports the best of its grid on the very rows it is scored on.
 """
 
@@ -40,6 +40,8 @@ class Recipe:
     epochs: int = 60
     """Passes over the clips, each time in one of their views."""
     batch: int = 16
+    folds: int = 5
+    """Parts of the training groups that are held out in turn to choose a setting, at most; 1: the first part alone."""
     depth: int = 0
     """Self-attention layers before the query."""
     heads: int = 0
@@ -51,7 +53,7 @@ class Recipe:
     time at the same place."""
 
     def __post_init__(self) -> None:
-        positive("attentive", self, "epochs", "batch")
+        positive("attentive", self, "epochs", "batch", "folds")
         for name in ("depth", "heads"):
             value = getattr(self, name)
             require(value >= 0, f"attentive.{name}", value, "must not be negative; nearest: 0")
@@ -69,7 +71,7 @@ class Recipe:
 RECIPES = {
     "cpu": Recipe(),
     "meta": Recipe(rates=(5e-3, 3e-3, 1e-3, 3e-4, 1e-4), decays=(0.01, 0.1, 0.4, 0.8), depth=3, heads=16, batch=256,
-                   epochs=20),
+                   epochs=20, folds=1),
 }
 
 
@@ -162,9 +164,9 @@ def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int =
     """Returns the probe trained on the training rows of a table of one level, and its accuracy on the test rows.
 
     Each row of the features holds `tokens` tokens one after the other; every view of a clip is learned from, and heard
-    when it is answered for. The setting is the one that is best on the
-    first of the folds of the training groups when trained on the others. Raises ValueError as `table.require` does,
-    if either split is empty, if training has too few rows or classes, or for features of other than one level.
+    when it is answered for. The setting is the one that is best on `plan.folds` of the folds of the training groups,
+    each when trained on all others. Raises ValueError as `table.require` does, if either split is empty, if training
+    has too few rows or classes, or for features of other than one level.
     """
     if table.features.shape[0] != 1 or table.features.shape[2] % tokens:
         raise ValueError(f"features of shape {table.features.shape}: must be [1, clips, {tokens} * width]")
@@ -176,9 +178,10 @@ def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int =
     classes, label = np.unique(table.label[train_rows], return_inverse=True)
     probe = Classifier(heads, plan.depth, len(classes))
     fit = partial(_fit, probe, plan, seed=seed)
-    inside, kept = x[train_rows], fold != 0
-    answers = answer(probe, fit(inside[kept], label[kept], plan.grid), inside[~kept])
-    held_out = (answers == label[~kept]).mean(1)
+    inside, parts = x[train_rows], range(min(plan.folds, fold.max() + 1))
+    answers = [answer(probe, fit(inside[fold != part], label[fold != part], plan.grid), inside[fold == part])
+               for part in parts]
+    held_out = (np.concatenate(answers, 1) == np.concatenate([label[fold == part] for part in parts])).mean(1)
     best = int(np.argmax(held_out))
     weights = fit(inside, label, plan.grid[best : best + 1])
     right = classes[answer(probe, weights, x[test])[0]] == table.label[test]
