@@ -160,8 +160,6 @@ class Corpus:
         span("corpus.crop_scale", self.crop_scale, 0.01, 1.0)
         span("corpus.crop_aspect", self.crop_aspect, 0.1, 10.0)
         require(self.longest >= 0, "corpus.longest", self.longest, "must not be negative; nearest: 0.0")
-        require(self.longest == 0 or self.sampling == "span", "corpus.longest", self.longest,
-                f"bounds spans, and corpus.sampling = {self.sampling!r}; nearest: 0.0")
         require(self.workers >= 0, "corpus.workers", self.workers, "must not be negative; nearest: 0")
         require(self.pack >= 0, "corpus.pack", self.pack, "must be 0 (no cache) or a side in pixels; nearest: 0")
         require(0 <= self.max_bad <= 1, "corpus.max_bad", self.max_bad, "must lie in [0, 1]")
