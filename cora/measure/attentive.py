@@ -178,10 +178,11 @@ def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int =
     classes, label = np.unique(table.label[train_rows], return_inverse=True)
     probe = Classifier(heads, plan.depth, len(classes))
     fit = partial(_fit, probe, plan, seed=seed)
-    inside, parts = x[train_rows], range(min(plan.folds, fold.max() + 1))
-    answers = [answer(probe, fit(inside[fold != part], label[fold != part], plan.grid), inside[fold == part])
-               for part in parts]
-    held_out = (np.concatenate(answers, 1) == np.concatenate([label[fold == part] for part in parts])).mean(1)
+    inside, right_of = x[train_rows], []
+    for part in range(min(plan.folds, fold.max() + 1)):
+        out = fold == part
+        right_of.append(answer(probe, fit(inside[~out], label[~out], plan.grid), inside[out]) == label[out])
+    held_out = np.concatenate(right_of, axis=1).mean(1)
     best = int(np.argmax(held_out))
     weights = fit(inside, label, plan.grid[best : best + 1])
     right = classes[answer(probe, weights, x[test])[0]] == table.label[test]
