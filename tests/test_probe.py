@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
 from cora.measure import probe
 from cora.measure.table import Table
@@ -194,7 +195,30 @@ def test_a_linear_probe_learns_from_all_views_and_hears_them_all(monkeypatch: py
     few = probe.evaluate(table._replace(views=table.views[:, :, :probe.CHOOSING - 1]), "linear")
     assert (score.settings, score.held_out) == (few.settings, few.held_out)
     assert score.accuracy > few.accuracy + 0.1
-    assert probe.evaluate(table, "knn") == probe.evaluate(table._replace(views=None), "knn")
+
+
+def test_neighbours_are_found_among_all_views_and_a_clips_views_answer_together() -> None:
+    """As scikit-learn's weighted neighbours of every view, and the largest mean probability of a clip's views."""
+    table = many(signal=2.0, noise=1.0)
+    inside, every = table.split == "train", table.every(0)
+    score = probe.evaluate(table, "knn")
+    mean, deviation = (getattr(every[inside].reshape(-1, every.shape[-1]), name)(0) for name in ("mean", "std"))
+    fit, rest = (((every[rows] - mean) / deviation).reshape(-1, every.shape[-1]) for rows in (inside, ~inside))
+    model = KNeighborsClassifier(score.settings[0], metric="cosine", weights="distance")
+    chance = model.fit(fit, np.repeat(table.label[inside], 12)).predict_proba(rest)
+    answers = chance.reshape(-1, 12, 3).mean(1).argmax(1)
+    assert score.accuracy == (answers == table.label[~inside]).mean() < 1
+    assert score.accuracy > probe.evaluate(table._replace(views=None), "knn").accuracy
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_one_search_gives_every_number_of_neighbours_its_own_votes(k: int) -> None:
+    table = toy(signal=1.0)
+    fit, rest = table.features[0, :40], np.concatenate([table.features[0, 40:], table.features[0, :1]])  # one is known
+    model = KNeighborsClassifier(k, metric="cosine", weights="distance").fit(fit, table.label[:40])
+    classes, chance = probe._knn(fit, rest, table.label[:40], (10, 3, 1))
+    assert np.array_equal(classes, model.classes_)
+    np.testing.assert_allclose(chance[(10, 3, 1).index(k)], model.predict_proba(rest), atol=1e-6)
 
 
 def test_views_that_repeat_a_clip_change_nothing() -> None:
