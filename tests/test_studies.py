@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scaling
 import splits
+import transfer
 
 from cora.demo import RECIPE
 from cora.measure import evaluation
@@ -108,3 +109,34 @@ def test_leads_are_paired_by_seed_and_person():
     lines = compare.against(rows, ["knn"]).splitlines()
     assert lines[0] == "| ahead of b | knn |"
     assert lines[2:] == ["| a | +0.100 (+0.100 to +0.100; 1 seeds) |", "| c |  |", "| d |  |"]
+
+
+def test_transfer_sets_each_run_and_what_it_has_to_beat_in_the_column_of_its_corpus():
+    def row(run, corpus, right, **beside):
+        others = {name: {"accuracy": value} for name, value in beside.items()}
+        return {"run": run, "corpus": corpus, "knn": {"accuracy": right, **others}}
+
+    rows = [row("a", "x", 0.5, random=0.25, targets=0.75), row("b", "x", 0.125), row("a", "y", 1.0, random=0.375)]
+    assert transfer.table(rows, "knn").splitlines() == [
+        "| knn: pretrained | on x | on y |", "|---|---|---|", "| a | 0.500 | 1.000 |", "| b | 0.125 |  |",
+        "| random | 0.250 | 0.375 |", "| targets | 0.750 |  |"]
+
+
+def test_transfer_reads_every_run_on_every_corpus_once_and_the_controls_beside_the_first(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def pair(run, corpus, out, methods, folds, beside, views):
+        asked.append((run.name, corpus, beside))
+        return {"run": run.name, "corpus": transfer.called(corpus), "knn": {"accuracy": 0.5}}
+
+    monkeypatch.setattr(transfer, "pair", pair)
+    words = ["transfer.py", "runs/a", "runs/b", "--on", "embedded", "x/list.csv", "--methods", "knn", "--out"]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", [*words, str(tmp_path)])
+        transfer.main()
+    assert asked == [("a", "embedded", True), ("b", "embedded", False), ("a", "x/list.csv", True),
+                     ("b", "x/list.csv", False)]
+    assert "| knn: pretrained | on embedded | on x |" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*words, str(tmp_path), "--on", "x/a.csv", "x/b.csv"])
+    with pytest.raises(SystemExit):
+        transfer.main()
