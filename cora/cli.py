@@ -99,8 +99,8 @@ def probe(
         heads: Of the attentive probe; where they do not fit, the encoder's. By default the grid's own.
         epochs: Of the attentive probe; by default the grid's own.
         level: Whose tokens the attentive probe reads; by default the highest.
-        views: Random views of each clip, cut as training does, that the linear and the attentive probe learn from and
-            answer by, beside the clip seen without chance; by default 24.
+        views: Random views of each clip, cut as training does, that probes learn from and answer by beside the clip
+            seen without chance; by default 24.
         tokens: Whether it reads them as they are or without their mean over time; by default the grid's own.
         json_file: Where the result goes as JSON; it is printed as a table in any case.
     """
