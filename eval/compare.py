@@ -90,11 +90,8 @@ def run(
     begun = time.perf_counter()
     train.fit(recipe, folder)
     trained = time.perf_counter() - begun
-    named: Any = tuple(methods)
-    reading = evaluation.read(folder, source, methods=named, ledger=folder / "bad_files_probe.csv", beside=beside,
-                              views=views)
-    reports = [evaluation.judge(part, named) for part in (splits.folded(reading) if folds else [reading])]
-    report = splits.merged(reports, methods) if folds else reports[0]
+    ledger = folder / "bad_files_probe.csv"
+    report = splits.probed(folder, source, ledger, methods, folds=folds, beside=beside, views=views)
     return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
             "gflop": operations, **report}
 

@@ -67,3 +67,15 @@ def merged(reports: Sequence[Row], methods: Sequence[str]) -> Row:
                 for name in evaluation.BESIDE if name in reports[0][method]}
 
     return {method: together([report[method] for report in reports]) | beside(method) for method in methods}
+
+
+def probed(
+    ckpt: Path, source: Path, ledger: Path, methods: Sequence[str], *, folds: bool, beside: bool, views: int
+) -> Row:
+    """Returns what `cora probe` reports of a checkpoint on a corpus; with `folds` all of its rows answer in turn, and
+    the report is `merged`. `beside`: also of what the encoder has to beat."""
+    named: Any = tuple(methods)
+    reading = evaluation.read(ckpt, source, methods=named, ledger=ledger, beside=beside, views=views)
+    if not folds:
+        return evaluation.judge(reading, named)
+    return merged([evaluation.judge(part, named) for part in folded(reading)], methods)

@@ -33,10 +33,8 @@ def pair(run: Path, corpus: str, out: Path, methods: list[str], folds: bool, bes
     source = synthetic.corpus() if corpus == EMBEDDED else Path(corpus)
     if folds:
         source = splits.training(source, out / f"{called(corpus)}.csv")
-    named: Any = tuple(methods)
-    reading = evaluation.read(run, source, methods=named, ledger=out / "bad_files.csv", beside=beside, views=views)
-    reports = [evaluation.judge(part, named) for part in (splits.folded(reading) if folds else [reading])]
-    return {"run": run.name, "corpus": called(corpus), **(splits.merged(reports, methods) if folds else reports[0])}
+    found = splits.probed(run, source, out / "bad_files.csv", methods, folds=folds, beside=beside, views=views)
+    return {"run": run.name, "corpus": called(corpus), **found}
 
 
 def table(rows: list[Row], method: str) -> str:

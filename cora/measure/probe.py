@@ -215,7 +215,7 @@ def _linear(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence
 
 
 def _knn(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Number]) -> tuple[np.ndarray, np.ndarray]:
-    # Sought once for the whole grid: among all views of a corpus the search is what takes the time.
+    # Sought once for the whole grid: among all views of a large corpus a search takes seconds.
     distance, near = NearestNeighbors(n_neighbors=int(max(grid)), metric="cosine").fit(fit).kneighbors(rest)
     # Votes are weighted by 1 / distance, else a tie would go to the class with the lowest number.
     weight = 1 / np.maximum(distance, np.finfo(distance.dtype).tiny ** 0.5)
