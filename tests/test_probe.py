@@ -221,6 +221,21 @@ def test_one_search_gives_every_number_of_neighbours_its_own_votes(k: int) -> No
     np.testing.assert_allclose(chance[(10, 3, 1).index(k)], model.predict_proba(rest), atol=1e-6)
 
 
+def test_methods_read_together_are_each_as_alone_and_rows_are_prepared_once() -> None:
+    table, calls = many(signal=2.0), list[int]()
+
+    def counted(fit: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(len(fit))
+        return probe.principal(fit, rest)
+
+    found = probe.together(table, ("linear", "knn"), prepare=counted)
+    made = len(calls)
+    alone = {method: probe.evaluate(table, method, prepare=counted) for method in ("linear", "knn")}
+    assert list(found.items()) == list(alone.items()) and alone["linear"] != alone["knn"]
+    assert len(calls) == 3 * made
+    assert probe.together(table, (), prepare=counted) == {} and len(calls) == 3 * made
+
+
 def test_views_that_repeat_a_clip_change_nothing() -> None:
     table = toy(signal=1.0)
     twice = table._replace(views=np.repeat(table.features[:, :, None], 1, axis=2))

@@ -70,10 +70,11 @@ def probe(trained: Table, others: Mapping[str, Table], methods: Sequence[Method]
             if not np.array_equal(getattr(trained, column), getattr(other, column)):
                 raise ValueError(f"the {name} table differs from the trained one in {column}: "
                                  "all must hold the same clips in the same order")
+    each = {name: together(table, methods, seed=seed, prepare=principal)
+            for name, table in {"trained": trained, **others}.items()}
     report: dict[str, Any] = {}
     for method in methods:
-        own, *rest = (plain(evaluate(table, method, seed=seed, prepare=principal))
-                      for table in (trained, *others.values()))
+        own, *rest = (plain(scores[method]) for scores in each.values())
         report[method] = own | dict(zip(others, rest, strict=True))
     split = settle_split(trained, seed).split
     return report | {"chance": 1 / len(np.unique(trained.label)),
@@ -83,33 +84,45 @@ def probe(trained: Table, others: Mapping[str, Table], methods: Sequence[Method]
 
 
 def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare | None" = None) -> Score:
-    """Returns the test accuracy of `method`, with everything it has to choose chosen on training rows alone.
+    """Returns the test accuracy of one method, as `together` does."""
+    return together(table, (method,), seed=seed, prepare=prepare)[method]
+
+
+def together(table: Table, methods: Sequence[Method], *, seed: int = 0, prepare: "Prepare | None" = None,
+             ) -> dict[Method, Score]:
+    """Returns the test accuracy of each method, with everything it has to choose chosen on training rows alone.
 
     Every view of a clip is learned from, or is a neighbour that may be found, and a clip is answered for by the mean of
     its views' probabilities. For each level, the setting with the best accuracy on held-out training groups is refitted
     on all training rows; the level is chosen by the same held-out accuracy. `prepare` brings rows to a common scale, by
-    default `standardise`; it learns from the rows of each fit alone. Raises ValueError as `table.require` does, for an
-    unknown method, and if either split is empty or training has too few rows or classes to hold any out.
+    default `standardise`; it learns from the rows of each fit alone, once for all methods. Raises ValueError as
+    `table.require` does, for an unknown method, and if either split is empty or training has too few rows or classes to
+    hold any out.
     """
-    if method not in METHODS:
-        raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"method = {method!r}: must be one of {', '.join(METHODS)}")
+    if not methods:
+        return {}
     table = settle_split(table, seed)
     train, test = table.split == "train", table.split == "test"
     label, fold = table.label[train], training_folds(table, seed)
-    predict, grid = METHODS[method]
-    if method == "knn":
-        grid = tuple(k for k in grid if k <= len(label) - np.bincount(fold).max())
+    ways = [_offered(method, int(len(label) - np.bincount(fold).max())) for method in methods]
     # One thread: for products of a few hundred rows, a busy machine's threads wait on each other 100 times longer.
     with threadpool_limits(1):
         levels = []
         for i in range(len(table.features)):
             x = table.every(i)
-            levels.append(_level(x[train], label, fold, x[test], prepare or standardise, predict, grid))
-    settings, held_out, answers = zip(*levels, strict=True)
-    level = int(np.argmax(held_out))
-    right = np.stack(answers) == table.label[test]
-    per_level = tuple(right.mean(1).tolist())
-    return Score(*judged(right[level], table.group[test], seed), level, per_level, settings, held_out)
+            levels.append(_level(x[train], label, fold, x[test], prepare or standardise, ways))
+
+    def score(own: Sequence[Chosen]) -> Score:
+        settings, held_out, answers = zip(*own, strict=True)
+        level = int(np.argmax(held_out))
+        right = np.stack(answers) == table.label[test]
+        per_level = tuple(right.mean(1).tolist())
+        return Score(*judged(right[level], table.group[test], seed), level, per_level, settings, held_out)
+
+    return {method: score(own) for method, own in zip(methods, zip(*levels, strict=True), strict=True)}
 
 
 def plain(score: Score) -> dict[str, Any]:
@@ -120,25 +133,50 @@ def plain(score: Score) -> dict[str, Any]:
     return {name: bare(value) for name, value in score._asdict().items()}
 
 
+class Chosen(NamedTuple):
+    """What one method makes of one level."""
+
+    setting: Number
+    held_out: float
+    answers: np.ndarray
+    """For the test clips."""
+
+
 def _level(x: np.ndarray, label: np.ndarray, fold: np.ndarray, x_test: np.ndarray, prepare: "Prepare",
-           predict: "Predict", grid: tuple[Number, ...]) -> tuple[Number, float, np.ndarray]:
-    """Returns the chosen setting, its held-out accuracy, and its answers for the test clips; x is [clip, view, F]."""
-    right, few = np.zeros((len(grid), len(label)), bool), x[:, :CHOOSING]
+           ways: Sequence["Way"]) -> list[Chosen]:
+    """Returns what each method chooses and answers; x is [clip, view, F]."""
+    few = x[:, :CHOOSING]
+    right = [np.zeros((len(grid), len(label)), bool) for _, grid in ways]
     for held in range(fold.max() + 1):
         out = fold == held
-        right[:, out] = _answers(few[~out], few[out], label[~out], prepare, predict, grid) == label[out]
-    accuracy = right.mean(1)
-    best = int(np.argmax(accuracy))
-    # The whole path up to the chosen setting, so that the last fit starts from where it started in the folds.
-    return grid[best], float(accuracy[best]), _answers(x, x_test, label, prepare, predict, grid[:best + 1])[-1]
+        rows = _prepared(few[~out], few[out], prepare)
+        for own, (predict, grid) in zip(right, ways, strict=True):
+            own[:, out] = _answers(*rows, label[~out], predict, grid) == label[out]
+    rows = _prepared(x, x_test, prepare)
+    found = []
+    for own, (predict, grid) in zip(right, ways, strict=True):
+        accuracy = own.mean(1)
+        best = int(np.argmax(accuracy))
+        # The whole path up to the chosen setting, so that the last fit starts from where it started in the folds.
+        answers = _answers(*rows, label, predict, grid[:best + 1])[-1]
+        found.append(Chosen(grid[best], float(accuracy[best]), answers))
+    return found
 
 
-def _answers(fit: Float[np.ndarray, "m V F"], rest: Float[np.ndarray, "r V F"], label: np.ndarray, prepare: "Prepare",
-             predict: "Predict", grid: Sequence[Number]) -> Int[np.ndarray, "G r"]:
-    """Returns each setting's answers for the clips of `rest`, by the mean of their views' probabilities."""
+def _prepared(fit: Float[np.ndarray, "m V F"], rest: Float[np.ndarray, "r V F"], prepare: "Prepare",
+              ) -> tuple[Float[np.ndarray, "m V P"], Float[np.ndarray, "r V P"]]:
+    """Returns the views of both, prepared by what those of `fit` can teach."""
     many = fit.shape[1]
-    rows = (x.reshape(-1, x.shape[-1]) for x in (fit, rest))
-    classes, chance = predict(*prepare(*rows), np.repeat(label, many), grid)
+    rows = prepare(fit.reshape(-1, fit.shape[-1]), rest.reshape(-1, rest.shape[-1]))
+    mine, its = (x.reshape(-1, many, x.shape[-1]) for x in rows)
+    return mine, its
+
+
+def _answers(fit: Float[np.ndarray, "m V P"], rest: Float[np.ndarray, "r V P"], label: np.ndarray, predict: "Predict",
+             grid: Sequence[Number]) -> Int[np.ndarray, "G r"]:
+    """Returns each setting's answers for the clips of `rest`, by the mean of their views' probabilities."""
+    many, width = fit.shape[1:]
+    classes, chance = predict(fit.reshape(-1, width), rest.reshape(-1, width), np.repeat(label, many), grid)
     return classes[chance.reshape(len(grid), len(rest), many, -1).mean(2).argmax(-1)]
 
 
@@ -227,4 +265,12 @@ def _knn(fit: np.ndarray, rest: np.ndarray, label: np.ndarray, grid: Sequence[Nu
     return classes, chance
 
 
-METHODS: dict[str, tuple[Predict, tuple[Number, ...]]] = {"linear": (_linear, PENALTIES), "knn": (_knn, NEIGHBOURS)}
+Way = tuple[Predict, tuple[Number, ...]]
+"""A classifier and the settings it chooses from."""
+METHODS: dict[str, Way] = {"linear": (_linear, PENALTIES), "knn": (_knn, NEIGHBOURS)}
+
+
+def _offered(method: Method, rows: int) -> Way:
+    """Returns a method with those of its settings that a fit to so many rows can have."""
+    predict, grid = METHODS[method]
+    return predict, tuple(k for k in grid if k <= rows) if method == "knn" else grid
