@@ -83,7 +83,7 @@ def probe(
     ckpt: Positional[Path], manifest: Positional[Path], /, method: str = "linear,knn", against: Path | None = None,
     seed: int = 0, grid: Literal["cpu", "meta"] = "cpu", depth: int | None = None, heads: int | None = None,
     epochs: int | None = None, level: int | None = None, views: int | None = None,
-    tokens: Literal["whole", "change"] | None = None,
+    tokens: Literal["whole", "change", "placed"] | None = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Reads labels from frozen features, beside a random encoder and pixels; the test split is scored once.
@@ -101,7 +101,8 @@ def probe(
         level: Whose tokens the attentive probe reads; by default the highest.
         views: Random views of each clip, cut as training does, that probes learn from and answer by beside the clip
             seen without chance; by default 24.
-        tokens: Whether it reads them as they are or without their mean over time; by default the grid's own.
+        tokens: Whether it reads them as they are, without their mean over time, or told where in the clip they are; by
+            default the grid's own.
         json_file: Where the result goes as JSON; it is printed as a table in any case.
     """
     from cora.measure import attentive, evaluation

@@ -22,7 +22,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import jax
@@ -33,7 +33,7 @@ import supervised
 
 from cora import config, train
 from cora.cli import load_recipe
-from cora.measure import evaluation
+from cora.measure import attentive, evaluation, features
 from cora.measure.groups import lead
 from cora.nets.hierarchy import build
 from cora.schema import require
@@ -82,16 +82,18 @@ def cost(recipe: config.Pretrain) -> tuple[float, float]:
 
 
 def run(
-    recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], folds: bool, beside: bool, views: int
+    recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], folds: bool, beside: bool, views: int,
+    plan: attentive.Recipe | None = None,
 ) -> Row:
     """Trains one run to its end, probes it on `source` by so many random views of each clip, all of whose rows answer
-    in turn with `folds`, and returns its row; `beside`: also what it has to beat."""
+    in turn with `folds`, the attentive probe as `plan` says, and returns its row; `beside`: also what it has to
+    beat."""
     mib, operations = cost(recipe)
     begun = time.perf_counter()
     train.fit(recipe, folder)
     trained = time.perf_counter() - begun
     ledger = folder / "bad_files_probe.csv"
-    report = splits.probed(folder, source, ledger, methods, folds=folds, beside=beside, views=views)
+    report = splits.probed(folder, source, ledger, methods, folds=folds, beside=beside, views=views, plan=plan)
     return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
             "gflop": operations, **report}
 
@@ -204,6 +206,7 @@ def main() -> None:
     parser.add_argument("--hold", nargs="+", default=[], help="groups of the training split to be the test rows")
     parser.add_argument("--folds", action="store_true", help="probe the training rows in five folds")
     parser.add_argument("--views", type=int, default=evaluation.VIEWS, help="random views of a clip, as cora probe's")
+    parser.add_argument("--tokens", default="whole", choices=get_args(features.Of), help="as cora probe's")
     given = parser.parse_args()
     if given.folds and (given.hold or any(map(labelled, given.variants))):
         parser.error("--folds goes with neither --hold nor the control with labels")
@@ -227,7 +230,8 @@ def main() -> None:
             else:  # what has to be beaten is the same for every variant of one encoder
                 known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows)
                 alike = settings.model == recipe.model and settings.corpus == replace(recipe.corpus, path=corpus.path)
-                row = run(settings, source, folder, given.methods, given.folds, not (known and alike), given.views)
+                row = run(settings, source, folder, given.methods, given.folds, not (known and alike), given.views,
+                          attentive.Recipe(of=given.tokens))
             rows.append({"variant": variant, **row})
             with file.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")

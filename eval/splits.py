@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cora.measure import evaluation
+from cora.measure import attentive, evaluation
 from cora.measure.groups import folds
 from cora.schema import require
 from cora.video import manifest
@@ -70,12 +70,13 @@ def merged(reports: Sequence[Row], methods: Sequence[str]) -> Row:
 
 
 def probed(
-    ckpt: Path, source: Path, ledger: Path, methods: Sequence[str], *, folds: bool, beside: bool, views: int
+    ckpt: Path, source: Path, ledger: Path, methods: Sequence[str], *, folds: bool, beside: bool, views: int,
+    plan: attentive.Recipe | None = None,
 ) -> Row:
     """Returns what `cora probe` reports of a checkpoint on a corpus; with `folds` all of its rows answer in turn, and
     the report is `merged`. `beside`: also of what the encoder has to beat."""
     named: Any = tuple(methods)
-    reading = evaluation.read(ckpt, source, methods=named, ledger=ledger, beside=beside, views=views)
+    reading = evaluation.read(ckpt, source, methods=named, ledger=ledger, beside=beside, views=views, plan=plan)
     if not folds:
-        return evaluation.judge(reading, named)
-    return merged([evaluation.judge(part, named) for part in folded(reading)], methods)
+        return evaluation.judge(reading, named, plan=plan)
+    return merged([evaluation.judge(part, named, plan=plan) for part in folded(reading)], methods)

@@ -293,10 +293,24 @@ def test_a_token_ends_in_its_place_where_that_fits():
 
 def test_change_has_no_mean_over_time():
     z = np.random.default_rng(0).normal(size=(3, 12, 5)).astype(np.float32)
-    change = features._changing(z, 4, "change").reshape(3, 4, 3, 5)
+    change = features._said(z, (4, 1, 3), "change").reshape(3, 4, 3, 5)
     np.testing.assert_allclose(change.mean(1), 0, atol=1e-6)
     np.testing.assert_allclose(change[:, 1] - change[:, 0], z[:, 3:6] - z[:, :3], rtol=1e-4, atol=1e-6)
-    assert np.array_equal(features._changing(z, 4, "whole").ravel(), z.ravel())
+    assert np.array_equal(features._said(z, (4, 1, 3), "whole").ravel(), z.ravel())
+
+
+def test_places_are_told_apart_in_a_code_that_is_smooth_and_half_as_large_as_the_tokens():
+    grid = (8, 4, 5)
+    code = features.waves(grid, 48)
+    assert code.shape == (160, 48) and np.square(code).mean() == pytest.approx(1)
+    gap = np.linalg.norm(code[:, None] - code, axis=2)
+    steps = np.abs(np.indices(grid).reshape(3, -1, 1) - np.indices(grid).reshape(3, 1, -1)).sum(0)
+    assert gap[steps > 0].min() > 1 and gap[steps == 1].mean() < 0.7 * gap[steps > 4].mean()
+    z = 7 * np.random.default_rng(0).normal(size=(2, 160, 48)).astype(np.float32)
+    z[1] *= 3
+    told = features._said(z, grid, "placed").reshape(z.shape) - z
+    for clip, tokens in zip(told, z, strict=True):
+        np.testing.assert_allclose(clip, 0.5 * np.sqrt(np.square(tokens).mean()) * code, atol=1e-4)
 
 
 def test_a_saved_probe_answers_as_before(read, tmp_path):

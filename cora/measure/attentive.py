@@ -48,9 +48,9 @@ class Recipe:
     """0: as many as the encoder has, without which Hugging Face cannot load the probe."""
     level: int = -1
     """Whose tokens are read; -1: the highest."""
-    of: Literal["whole", "change"] = "whole"
-    """Tokens as they are (V-JEPA; the only ones that Hugging Face can be given a probe of), or without their mean over
-    time at the same place."""
+    of: Literal["whole", "change", "placed"] = "whole"
+    """Tokens as they are (V-JEPA; the only ones that Hugging Face can be given a probe of), without their mean over
+    time at the same place, or told where they are (`features.waves`)."""
 
     def __post_init__(self) -> None:
         positive("attentive", self, "epochs", "batch", "folds")

@@ -32,8 +32,10 @@ from cora.video.manifest import Clip, Manifest
 Clips = UInt8[np.ndarray, "B T S S 3"]
 Reader = Callable[[Clips], Float[np.ndarray, "L B F"]]
 """What a baseline or an encoder says of a batch of clips, level by level."""
-Of = Literal["whole", "change"]
-"""Tokens as they are, or without their mean over time at the same place."""
+Of = Literal["whole", "change", "placed"]
+"""Tokens as they are, without their mean over time at the same place, or told where they are."""
+LOUD = 0.5
+"""Size of a place beside that of a clip's tokens, where they are told it."""
 BATCH = 32
 
 
@@ -102,9 +104,9 @@ def per_token(encoder: Pretrained) -> Reader:
 
 
 def tokens(encoder: Frozen | Once, level: int, of: Of) -> Reader:
-    """Returns the reader of one level's tokens, whole or without their mean over time; F is N D."""
-    steps = encoder.model.grid[0]
-    return lambda video: _changing(np.asarray(encoder(video))[level], steps, of)
+    """Returns the reader of one level's tokens, as `of` says; F is N D."""
+    grid = encoder.model.grid
+    return lambda video: _said(np.asarray(encoder(video))[level], grid, of)
 
 
 def pixel_tokens(model: config.Model, of: Of) -> Reader:
@@ -114,16 +116,33 @@ def pixel_tokens(model: config.Model, of: Of) -> Reader:
 
     def read(video: Clips) -> Float[np.ndarray, "1 B F"]:
         patches = patch_pixels(video, model.tubelet, model.patch, room if room >= model.width / 2 else model.width)
-        return _changing(placed(patches, model.grid, model.width), model.grid[0], of)
+        return _said(placed(patches, model.grid, model.width), model.grid, of)
 
     return read
 
 
-def _changing(z: Float[np.ndarray, "B N D"], steps: int, of: Of) -> Float[np.ndarray, "1 B F"]:
+def _said(z: Float[np.ndarray, "B N D"], grid: tuple[int, int, int], of: Of) -> Float[np.ndarray, "1 B F"]:
     if of == "change":
-        apart = z.reshape(len(z), steps, -1)
+        apart = z.reshape(len(z), grid[0], -1)
         z = apart - apart.mean(1, keepdims=True)
+    elif of == "placed":
+        z = z + LOUD * np.sqrt(np.square(z).mean((1, 2), keepdims=True)) * waves(grid, z.shape[2])
     return z.reshape(1, len(z), -1)
+
+
+def waves(grid: tuple[int, int, int], width: int) -> Float[np.ndarray, "N D"]:
+    """Returns a code of each place in the grid: sines and cosines of half a turn, one and two along each axis, each
+    wave in a direction of its own, drawn once and for all; of mean square 1.
+
+    Positions that rotate queries and keys (RoPE) leave a token's latents without its place, and a probe's one query
+    then hears what happens, but hardly where and when.
+    """
+    place = np.indices(grid).reshape(3, -1, 1) / np.reshape(grid, (3, 1, 1))
+    turns = 2 * np.pi * place * np.array([0.5, 1, 2])
+    each = np.concatenate([*np.sin(turns), *np.cos(turns)], axis=1)
+    direction = np.random.default_rng(0).normal(size=(each.shape[1], width))
+    code = each @ (direction / np.linalg.norm(direction, axis=1, keepdims=True))
+    return (code / np.sqrt(np.square(code).mean())).astype(np.float32)
 
 
 def ordered_pixels(video: Clips) -> Float[np.ndarray, "1 B F"]:

@@ -30,8 +30,8 @@ class Probe(NamedTuple):
     """Self-attention layers before the query."""
     level: int
     """Whose tokens it reads; from 0."""
-    of: Literal["whole", "change"]
-    """Whether it reads the tokens as they are or without their mean over time."""
+    of: Literal["whole", "change", "placed"]
+    """Whether it reads the tokens as they are, without their mean over time, or told where they are."""
     labels: tuple[str, ...]
     """Name of each class, in the order of the outputs."""
 
