@@ -30,6 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import splits
 import supervised
+from tasks import once, rows_of
 
 from cora import config, train
 from cora.cli import load_recipe
@@ -94,7 +95,7 @@ def run(
     trained = time.perf_counter() - begun
     ledger = folder / "bad_files_probe.csv"
     report = splits.probed(folder, source, ledger, methods, folds=folds, beside=beside, views=views, plan=plan)
-    return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
+    return {"steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
             "gflop": operations, **report}
 
 
@@ -102,7 +103,7 @@ def with_labels(recipe: config.Pretrain, source: Path, folder: Path, methods: li
     """Returns the row of the control with labels, the same under every method."""
     begun = time.perf_counter()
     score = supervised.run(recipe, source, folder)
-    return {"seed": recipe.run.seed, "steps": recipe.run.steps, "train_seconds": time.perf_counter() - begun,
+    return {"steps": recipe.run.steps, "train_seconds": time.perf_counter() - begun,
             "mib": float("nan"), "gflop": float("nan")} | dict.fromkeys(methods, score)
 
 
@@ -215,26 +216,22 @@ def main() -> None:
     source = splits.held_out(given.manifest, given.hold, given.out / "held_out.csv")
     if given.folds:
         source = splits.training(source, given.out / "training.csv")
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     made = {variant: varied(recipe, variant) for variant in given.variants}  # a misspelt one is refused before any runs
     for seed in given.seeds:
         for variant, settings in made.items():
-            if any((row["variant"], row["seed"]) == (variant, seed) for row in rows):
-                continue
             corpus = replace(settings.corpus, path=settings.corpus.path or str(source))
             settings = replace(settings, corpus=corpus, run=replace(settings.run, seed=seed))
             name = "".join(c if c.isalnum() else "_" for c in variant)
             folder = given.out / f"{name}_{seed}"
             if labelled(variant):
-                row = with_labels(settings, source, folder, given.methods)
+                make = partial(with_labels, settings, source, folder, given.methods)
             else:  # what has to be beaten is the same for every variant of one encoder
-                known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows)
+                known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows_of(file))
                 alike = settings.model == recipe.model and settings.corpus == replace(recipe.corpus, path=corpus.path)
-                row = run(settings, source, folder, given.methods, given.folds, not (known and alike), given.views,
-                          attentive.Recipe(of=given.tokens))
-            rows.append({"variant": variant, **row})
-            with file.open("a") as out:
-                out.write(json.dumps(rows[-1]) + "\n")
+                make = partial(run, settings, source, folder, given.methods, given.folds, not (known and alike),
+                               given.views, attentive.Recipe(of=given.tokens))
+            once(file, {"variant": variant, "seed": seed}, make)
+    rows = rows_of(file)
     print(table(rows, given.methods), against(rows, given.methods), sep="\n\n")
     for method in given.methods:
         draw(rows, method, given.out / f"{method}.png")

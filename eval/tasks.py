@@ -128,14 +128,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
-    """Returns all rows of FILE."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    """Returns all rows of FILE, which may not be there yet."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def once(file: Path, named: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Returns the row of FILE with these names; where it has none, the row is made and appended first."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    for row in rows_of(file) if file.is_file() else []:
+    for row in rows_of(file):
         if all(row.get(key) == value for key, value in named.items()):
             return row
     row = named | make()

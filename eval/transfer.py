@@ -10,11 +10,12 @@ OUT/results.jsonl, skips what is there already, and prints a table for each prob
 """
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import splits
+from tasks import once, rows_of
 
 from cora.measure import evaluation
 from cora.video import synthetic
@@ -29,12 +30,11 @@ def called(corpus: str) -> str:
 
 
 def pair(run: Path, corpus: str, out: Path, methods: list[str], folds: bool, beside: bool, views: int) -> Row:
-    """Returns the row of one run probed on one corpus; `beside`: with what it has to beat there."""
+    """Returns what one run's probes tell of one corpus; `beside`: with what it has to beat there."""
     source = synthetic.corpus() if corpus == EMBEDDED else Path(corpus)
     if folds:
         source = splits.training(source, out / f"{called(corpus)}.csv")
-    found = splits.probed(run, source, out / "bad_files.csv", methods, folds=folds, beside=beside, views=views)
-    return {"run": run.name, "corpus": called(corpus), **found}
+    return splits.probed(run, source, out / "bad_files.csv", methods, folds=folds, beside=beside, views=views)
 
 
 def table(rows: list[Row], method: str) -> str:
@@ -67,16 +67,12 @@ def main() -> None:
             parser.error(f"{what} are told apart by their folders' names, and two are alike: {', '.join(names)}")
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "results.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     for corpus in given.on:
         for run in given.runs:
-            if any((row["run"], row["corpus"]) == (run.name, called(corpus)) for row in rows):
-                continue
-            beside = not any(row["corpus"] == called(corpus) for row in rows)
-            rows.append(pair(run, corpus, given.out, given.methods, given.folds, beside, given.views))
-            with file.open("a") as out:
-                out.write(json.dumps(rows[-1]) + "\n")
-    print("\n\n".join(table(rows, method) for method in given.methods))
+            beside = not any(row["corpus"] == called(corpus) for row in rows_of(file))
+            once(file, {"run": run.name, "corpus": called(corpus)},
+                 partial(pair, run, corpus, given.out, given.methods, given.folds, beside, given.views))
+    print("\n\n".join(table(rows_of(file), method) for method in given.methods))
 
 
 if __name__ == "__main__":
