@@ -101,8 +101,8 @@ def probe(
         level: Whose tokens the attentive probe reads; by default the highest.
         views: Random views of each clip, cut as training does, that probes learn from and answer by beside the clip
             seen without chance; by default 24.
-        tokens: Whether it reads them as they are, without their mean over time, or told where in the clip they are; by
-            default the grid's own.
+        tokens: Whether it reads them told where in the clip they are, as they are (which Hugging Face wants), or
+            without their mean over time; by default the grid's own: cpu placed, meta whole.
         json_file: Where the result goes as JSON; it is printed as a table in any case.
     """
     from cora.measure import attentive, evaluation

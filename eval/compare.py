@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--hold", nargs="+", default=[], help="groups of the training split to be the test rows")
     parser.add_argument("--folds", action="store_true", help="probe the training rows in five folds")
     parser.add_argument("--views", type=int, default=evaluation.VIEWS, help="random views of a clip, as cora probe's")
-    parser.add_argument("--tokens", default="whole", choices=get_args(features.Of), help="as cora probe's")
+    parser.add_argument("--tokens", default="placed", choices=get_args(features.Of), help="as cora probe's")
     given = parser.parse_args()
     if given.folds and (given.hold or any(map(labelled, given.variants))):
         parser.error("--folds goes with neither --hold nor the control with labels")

@@ -306,6 +306,9 @@ def test_places_are_told_apart_in_a_code_that_is_smooth_and_half_as_large_as_the
     gap = np.linalg.norm(code[:, None] - code, axis=2)
     steps = np.abs(np.indices(grid).reshape(3, -1, 1) - np.indices(grid).reshape(3, 1, -1)).sum(0)
     assert gap[steps > 0].min() > 1 and gap[steps == 1].mean() < 0.7 * gap[steps > 4].mean()
+    each = code.reshape(*grid, -1)
+    near, ends = (np.linalg.norm(apart, axis=-1).mean() for apart in (np.diff(each, axis=0), each[-1] - each[0]))
+    assert ends > 1.4 * near  # no circle: the clip's end is far from its beginning
     z = 7 * np.random.default_rng(0).normal(size=(2, 160, 48)).astype(np.float32)
     z[1] *= 3
     told = features._said(z, grid, "placed").reshape(z.shape) - z

@@ -48,9 +48,9 @@ class Recipe:
     """0: as many as the encoder has, without which Hugging Face cannot load the probe."""
     level: int = -1
     """Whose tokens are read; -1: the highest."""
-    of: Literal["whole", "change", "placed"] = "whole"
-    """Tokens as they are (V-JEPA; the only ones that Hugging Face can be given a probe of), without their mean over
-    time at the same place, or told where they are (`features.waves`)."""
+    of: Literal["whole", "change", "placed"] = "placed"
+    """Tokens told where they are (`features.waves`), as they are (V-JEPA; the only ones that Hugging Face can be given
+    a probe of), or without their mean over time at the same place."""
 
     def __post_init__(self) -> None:
         positive("attentive", self, "epochs", "batch", "folds")
@@ -71,7 +71,7 @@ class Recipe:
 RECIPES = {
     "cpu": Recipe(),
     "meta": Recipe(rates=(5e-3, 3e-3, 1e-3, 3e-4, 1e-4), decays=(0.01, 0.1, 0.4, 0.8), depth=3, heads=16, batch=256,
-                   epochs=20, folds=1),
+                   epochs=20, folds=1, of="whole"),
 }
 
 
