@@ -30,6 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import splits
 import supervised
+from matplotlib.ticker import LogLocator, NullFormatter
 from tasks import once, rows_of
 
 from cora import config, train
@@ -163,7 +164,7 @@ def against(rows: list[Row], methods: list[str]) -> str:
 
 def draw(rows: list[Row], method: str, path: Path) -> None:
     """Draws each variant's mean and range of test accuracy over seeds against what it costs, joined by rule."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True, layout="constrained")
     rules: dict[str, list[tuple[float, ...]]] = {}
     for variant, own in grouped(rows).items():
         if not labelled(variant):
@@ -176,8 +177,9 @@ def draw(rows: list[Row], method: str, path: Path) -> None:
             panel.errorbar(x, mean, (mean - low, high - mean), fmt="o-" if panel is panels[0] else "o", label=name)
     for panel, title in zip(panels, ("10^12 operations of a run", "MiB of a step"), strict=True):
         panel.set(xlabel=title, xscale="log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(f"test accuracy, {method}")
     beaten: Row = next((row[method] for row in rows if "random" in row[method]), {})
@@ -185,7 +187,7 @@ def draw(rows: list[Row], method: str, path: Path) -> None:
         for name, dash in (("random", "--"), ("targets", "-."), ("pixels", ":")):
             if name in beaten:
                 panel.axhline(beaten[name]["accuracy"], color="0.5", ls=dash, lw=1, label=name)
-    panels[1].legend(fontsize=7)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
