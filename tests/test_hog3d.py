@@ -182,7 +182,7 @@ def test_targets_have_one_level_whichever_is_asked_of_the_encoder(level):
     readable = {"trained": features.Once(features.untrained(settings)),
                 "targets": features.Once(features.Measures(settings))}
     video = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3)).astype(np.uint8)
-    read = evaluation.by_token(readable, attentive.Recipe(level=level), beside=False)
+    read = evaluation.by_token(readable, attentive.Recipe(level=level, of="whole"), beside=False)
     np.testing.assert_array_equal(read["targets"](video)[0], readable["targets"](video)[0].reshape(2, -1))
     np.testing.assert_array_equal(read["trained"](video)[0], readable["trained"](video)[level].reshape(2, -1))
     with pytest.raises(config.ConfigError, match="level = 2"):
