@@ -96,8 +96,8 @@ def run(
     trained = time.perf_counter() - begun
     ledger = folder / "bad_files_probe.csv"
     report = splits.probed(folder, source, ledger, methods, folds=folds, beside=beside, views=views, plan=plan)
-    return {"steps": recipe.run.steps, "train_seconds": trained, "mib": mib,
-            "gflop": operations, **report}
+    return {"steps": recipe.run.steps, "train_seconds": trained, "mib": mib, "gflop": operations,
+            **report}
 
 
 def with_labels(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str]) -> Row:
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--hold", nargs="+", default=[], help="groups of the training split to be the test rows")
     parser.add_argument("--folds", action="store_true", help="probe the training rows in five folds")
     parser.add_argument("--views", type=int, default=evaluation.VIEWS, help="random views of a clip, as cora probe's")
-    parser.add_argument("--tokens", default="placed", choices=get_args(features.Of), help="as cora probe's")
+    parser.add_argument("--tokens", default=attentive.Recipe().of, choices=get_args(features.Of), help="as there")
     given = parser.parse_args()
     if given.folds and (given.hold or any(map(labelled, given.variants))):
         parser.error("--folds goes with neither --hold nor the control with labels")
