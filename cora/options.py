@@ -81,11 +81,14 @@ class Learn:
     """Weight of the error on the tokens that are seen, whose targets a linear map reads off a level's latents, beside
     that on the hidden ones, which the predictor has to infer."""
     prior: float = 0.0
-    """Weight of SIGReg, the Gaussian prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
+    """Weight of the prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
+    prior_kind: Literal["sigreg", "vicreg"] = "sigreg"
+    """`sigreg`: an isotropic Gaussian (LeJEPA); `vicreg`: each channel has a deviation of 1 or more and none repeats
+    another (VICReg's variance and covariance, 25 to 1)."""
     prior_of: Literal["tokens", "clips"] = "clips"
     """Whose distribution is held to the prior: every context token's latents, or their mean over a clip."""
     slices: int = 256
-    """Random directions, new ones every step, along which the prior looks."""
+    """Random directions, new ones every step, along which SIGReg looks."""
     context: float = 0.5
     """With rule `dense`: weight of the error on the context tokens beside that on the hidden ones."""
     context_ramp: tuple[float, float] = (1 / 9, 2 / 9)

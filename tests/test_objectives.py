@@ -46,7 +46,7 @@ def run(learn, *case):
     return rule(learn)(*case)
 
 
-# ----------------------------------------------------------------------------------------------------------- SIGReg
+# ----------------------------------------------------------------------------------------------------------- priors
 
 
 def test_the_statistic_is_the_integral_of_its_definition():
@@ -68,10 +68,42 @@ def test_sigreg_is_small_for_normal_samples_of_any_size_and_grows_with_collapsed
     np.testing.assert_allclose(collapsed[1] / collapsed[0], 8, rtol=1e-4)
 
 
+def test_vicreg_is_its_formula():
+    """Against NumPy's covariance, channel by channel and pair by pair, where some channels vary too little."""
+    z = np.random.default_rng(0).normal(size=(50, 6)) @ np.diag([0.1, 0.5, 0.9, 1.0, 2.0, 3.0])
+    z[:, 5] += z[:, 4]
+    cov = np.cov(z, rowvar=False)
+    narrow = sum(max(0, 1 - np.sqrt(cov[j, j] + 1e-4)) for j in range(6)) / 6
+    repeated = sum(cov[i, j] ** 2 for i in range(6) for j in range(6) if i != j) / 6
+    assert narrow > 0.2 and repeated > 1  # both terms have a say
+    np.testing.assert_allclose(regularise.vicreg(jnp.array(z, jnp.float32)), narrow + repeated / 25, rtol=1e-5)
+
+
+def test_vicreg_rests_where_channels_vary_and_do_not_repeat_each_other():
+    """Zero, and no slope, for uncorrelated channels of any deviation above 1; a collapsed level costs .99 (its ε)."""
+    z = np.random.default_rng(0).normal(size=(40, 6))
+    z = np.linalg.qr(z - z.mean(0))[0] * np.sqrt(39) * np.linspace(1.1, 3, 6)
+    value, slope = jax.value_and_grad(regularise.vicreg)(jnp.array(z, jnp.float32))
+    np.testing.assert_allclose(value, 0, atol=1e-9)
+    np.testing.assert_allclose(slope, 0, atol=1e-7)
+    np.testing.assert_allclose(regularise.vicreg(jnp.full((40, 6), 0.3)), 0.99, rtol=1e-5)
+
+
 @pytest.mark.parametrize("of", ["tokens", "clips"])
-def test_a_prior_stays_within_its_level(of):
+def test_a_prior_weighs_the_mean_over_masks_of_the_kind_that_was_named(of):
+    learn, key = config.Learn(prior=0.3, prior_of=of, slices=8), jax.random.key(0)
+    z = [jax.random.normal(jax.random.key(i), (5, 3 + i, 4)) for i in range(2)]
+    flat = [x.reshape(-1, 4) if of == "tokens" else x.mean(1) for x in z]
+    for kind, measure in (("sigreg", lambda x: regularise.sigreg(key, x, 8)), ("vicreg", regularise.vicreg)):
+        found = regularise.prior(replace(learn, prior_kind=kind))(key, z)
+        np.testing.assert_allclose(found, 0.3 * sum(map(measure, flat)) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sigreg", "vicreg"])
+@pytest.mark.parametrize("of", ["tokens", "clips"])
+def test_a_prior_stays_within_its_level(of, kind):
     """Moving an upper level's weights leaves lower gradients bit-identical; without weight nothing changes."""
-    learn = replace(LEARN["prior"], prior_of=of)
+    learn = replace(LEARN["prior"], prior_of=of, prior_kind=kind)
     case = made(learn)
     gradient, error = run(learn, *case)
     without, same = run(LEARN["plain"], *made(LEARN["plain"]))

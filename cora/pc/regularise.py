@@ -1,6 +1,8 @@
-"""SIGReg: how far latents are from an isotropic Gaussian, the prior that predictive coding puts on value nodes.
+"""Priors on a level's value nodes: how far latents are from an isotropic Gaussian (SIGReg), or from channels that vary
+and do not repeat each other (VICReg).
 
-Source: LeJEPA (arXiv 2511.08544), sliced Epps-Pulley statistics; written from its formulas.
+Sources: LeJEPA (arXiv 2511.08544), sliced Epps-Pulley statistics; VICReg (Bardes et al. 2022, arXiv 2105.04906);
+written from their formulas.
 """
 
 from collections.abc import Callable
@@ -38,15 +40,31 @@ def sigreg(key: Key, z: Float[Array, "n D"], slices: int) -> Float[Array, ""]:
     return jnp.mean(epps_pulley(z @ (directions / jnp.linalg.norm(directions, axis=0, keepdims=True))))
 
 
+def vicreg(z: Float[Array, "n D"]) -> Float[Array, ""]:
+    """Returns mean_j max(0, 1 - sqrt(var_j + 1e-4)) + Σ_{i≠j} cov_ij² / (25 D) of z's channels over its n > 1 samples.
+
+    var and cov divide by n - 1. Variance and covariance weigh 25 to 1, as in VICReg; its third term is an agreement of
+    two views, which here is the level's own error.
+    """
+    z = z - jnp.mean(z, axis=0, keepdims=True)
+    covariance = z.T @ z / (len(z) - 1)
+    variance = jnp.diag(covariance)
+    apart = jnp.sum(jnp.square(covariance)) - jnp.sum(jnp.square(variance))
+    return jnp.mean(jax.nn.relu(1 - jnp.sqrt(variance + 1e-4))) + apart / (25 * z.shape[1])
+
+
 def prior(learn: config.Learn) -> Callable[[Key, list[Float[Array, "B _ D"]]], Float[Array, ""]]:
     """Returns the weighed prior of a level's normed latents, a mean over the kinds of mask.
 
-    `learn.prior` times SIGReg of all tokens' latents, or of their means over a clip (as many samples as clips), along
-    `learn.slices` directions that are the same for all kinds.
+    `learn.prior` times SIGReg or VICReg of all tokens' latents, or of their means over a clip (as many samples as
+    clips); SIGReg along `learn.slices` directions that are the same for all kinds.
     """
+
+    def of(key: Key, z: Float[Array, "n D"]) -> Float[Array, ""]:
+        return vicreg(z) if learn.prior_kind == "vicreg" else sigreg(key, z, learn.slices)
 
     def energy(key: Key, z: list[Float[Array, "B _ D"]]) -> Float[Array, ""]:
         flat = [x.reshape(-1, x.shape[-1]) if learn.prior_of == "tokens" else jnp.mean(x, axis=1) for x in z]
-        return learn.prior * jnp.mean(jnp.stack([sigreg(key, x, learn.slices) for x in flat]))
+        return learn.prior * jnp.mean(jnp.stack([of(key, x) for x in flat]))
 
     return energy
