@@ -72,6 +72,7 @@ def features(
 
     settings, encoder = reading.trained(ckpt)
     rows = corpora.load(manifest)
+    out.parent.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out.with_suffix(".bad_files.csv"), len(rows.clips), settings.corpus.max_bad)
     reader = {"change": reading.pooled, "token": reading.per_token}[pool](encoder)
     table = reading.tables({"it": reader}, rows, settings, ledger)["it"]
@@ -111,13 +112,14 @@ def probe(
     plan = attentive.recipe(grid, depth=depth, heads=heads, epochs=epochs, level=level, of=tokens)
     methods: Any = tuple(method.split(","))
     home = run_of(ckpt)
-    reading = evaluation.read(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv", against=against,
-                              plan=plan, views=evaluation.VIEWS if views is None else views)
-    report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home)
-    (home / "probe.json").write_text(json.dumps(report, indent=2))
     if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=2))
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+    reading = evaluation.read(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv", against=against,
+                              plan=plan, views=evaluation.VIEWS if views is None else views, seed=seed)
+    report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home)
     console.print(evaluation.as_table(report))
+    for file in (home / "probe.json", *([] if json_file is None else [json_file])):
+        file.write_text(json.dumps(report, indent=2))
 
 
 def export(
@@ -228,9 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pretrain(words[1:])
         else:
             tyro.cli(verb, prog=f"cora {words[0]}", args=words[1:])
-    except (ValueError, CorpusError, Diverged, VideoError) as error:
+    except (ValueError, OSError, CorpusError, Diverged, VideoError) as error:
         print(f"cora {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
-        print(f"\ncora {words[0]}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        later = "; the same command goes on from the last checkpoint" * (verb in (demo, pretrain))
+        print(f"\ncora {words[0]}: stopped{later}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -31,7 +31,7 @@ import numpy as np
 import splits
 import supervised
 from matplotlib.ticker import LogLocator, NullFormatter
-from tasks import once, rows_of
+from tasks import once, rows_of, same_question
 
 from cora import config, train
 from cora.cli import load_recipe
@@ -100,10 +100,10 @@ def run(
             **report}
 
 
-def with_labels(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str]) -> Row:
+def with_labels(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], views: int) -> Row:
     """Returns the row of the control with labels, the same under every method."""
     begun = time.perf_counter()
-    score = supervised.run(recipe, source, folder)
+    score = supervised.run(recipe, source, folder, views)
     return {"steps": recipe.run.steps, "train_seconds": time.perf_counter() - begun,
             "mib": float("nan"), "gflop": float("nan")} | dict.fromkeys(methods, score)
 
@@ -145,6 +145,8 @@ def against(rows: list[Row], methods: list[str]) -> str:
     (name, first), *others = ((variant, {row["seed"]: row for row in own}) for variant, own in grouped(rows).items())
     lines = [f"| ahead of {name} | {' | '.join(methods)} |", "|---|" + "---|" * len(methods)]
 
+    sizes: dict[str, int] = next((row["rows_by_group"] for row in rows if "rows_by_group" in row), {})
+
     def people(row: Row, method: str) -> dict[str, float]:
         return row[method].get("by_group", {})
 
@@ -156,7 +158,9 @@ def against(rows: list[Row], methods: list[str]) -> str:
             if not known:  # rows of a corpus without groups
                 cells.append("")
                 continue
-            mean, (low, high) = lead(np.array([[mine[who] - its[who] for who in its] for mine, its in known]), 0)
+            rows_of_each = np.array([sizes[who] for who in known[0][1]])
+            gaps = np.array([[mine[who] - its[who] for who in known[0][1]] for mine, its in known])
+            mean, (low, high) = lead(gaps, rows_of_each, 0)
             cells.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f}; {len(known)} seeds)")
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -214,7 +218,10 @@ def main() -> None:
     if given.folds and (given.hold or any(map(labelled, given.variants))):
         parser.error("--folds goes with neither --hold nor the control with labels")
     recipe, file = load_recipe(given.recipe), given.out / "results.jsonl"
-    given.out.mkdir(parents=True, exist_ok=True)
+    if (given.hold or given.folds) and (recipe.corpus.path or recipe.mix):
+        parser.error("--hold and --folds keep rows from pretraining, so the recipe may name no corpus of its own")
+    same_question(given.out, recipe=json.loads(config.to_json(recipe)), manifest=str(given.manifest.absolute()),
+                  **{name: getattr(given, name) for name in ("hold", "folds", "views", "tokens", "methods")})
     source = splits.held_out(given.manifest, given.hold, given.out / "held_out.csv")
     if given.folds:
         source = splits.training(source, given.out / "training.csv")
@@ -226,7 +233,7 @@ def main() -> None:
             name = "".join(c if c.isalnum() else "_" for c in variant)
             folder = given.out / f"{name}_{seed}"
             if labelled(variant):
-                make = partial(with_labels, settings, source, folder, given.methods)
+                make = partial(with_labels, settings, source, folder, given.methods, given.views)
             else:  # what has to be beaten is the same for every variant of one encoder
                 known = any(row["seed"] == seed and "random" in row[given.methods[0]] for row in rows_of(file))
                 alike = settings.model == recipe.model and settings.corpus == replace(recipe.corpus, path=corpus.path)

@@ -54,19 +54,25 @@ def folded(reading: evaluation.Reading) -> list[evaluation.Reading]:
 
 def merged(reports: Sequence[Row], methods: Sequence[str]) -> Row:
     """Returns one report of all folds' reports: of the encoder, and of all that stands beside it, the accuracy over all
-    rows, and by group; where a fold names no groups it counts as one."""
+    rows, and by group; where a fold names no groups it counts as one. And how many rows each group has."""
     rows = [report["n_test"] for report in reports]
+    sizes = [report["rows_by_group"] or {f"fold {i}": report["n_test"]} for i, report in enumerate(reports)]
+    whole = {name: sum(size.get(name, 0) for size in sizes) for size in sizes for name in size}
 
     def together(scores: Sequence[Row]) -> Row:
-        each = [score["by_group"] or {f"fold {i}": score["accuracy"]} for i, score in enumerate(scores)]
+        each = [score["by_group"] or {name: score["accuracy"] for name in size}
+                for score, size in zip(scores, sizes, strict=True)]
+        right = {name: sum(known[name] * size[name] for known, size in zip(each, sizes, strict=True) if name in known)
+                 for name in whole}
         return {"accuracy": float(np.average([score["accuracy"] for score in scores], weights=rows)),
-                "by_group": {name: value for known in each for name, value in known.items()}}
+                "by_group": {name: right[name] / whole[name] for name in whole}}
 
     def beside(method: str) -> Row:
         return {name: together([report[method][name] for report in reports])
                 for name in evaluation.BESIDE if name in reports[0][method]}
 
-    return {method: together([report[method] for report in reports]) | beside(method) for method in methods}
+    found = {method: together([report[method] for report in reports]) | beside(method) for method in methods}
+    return found | {"rows_by_group": whole}
 
 
 def probed(

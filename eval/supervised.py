@@ -24,7 +24,7 @@ from cora import config, train
 from cora.cli import load_recipe
 from cora.measure import evaluation, features
 from cora.measure.attentive import heads_for
-from cora.measure.groups import judged, settle_split
+from cora.measure.groups import judged
 from cora.nets.hierarchy import build, latents
 from cora.nets.pooler import Classifier, init
 from cora.nets.vit import apply
@@ -82,17 +82,19 @@ def fit(recipe: config.Pretrain, rows: manifest.Manifest, ledger: Ledger) -> Cal
     return jax.jit(lambda video: jax.nn.softmax(of(weights, video)))
 
 
-def run(recipe: config.Pretrain, source: Path, folder: Path, views: int = 8) -> Row:
-    """Trains on the labelled training rows of a corpus and returns the accuracy on its test rows, with its interval."""
+def run(recipe: config.Pretrain, source: Path, folder: Path, views: int = evaluation.VIEWS) -> Row:
+    """Trains on the labelled training rows of a corpus and returns the accuracy on its test rows, with its interval.
+
+    They are the rows that the probes learn from and answer for, whatever the recipe's seed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = evaluation.labelled(source)
+    rows = evaluation.settled(evaluation.labelled(source), 0)
     ledger = Ledger(folder / "bad_files.csv", len(rows.clips), recipe.corpus.max_bad)
     answer = fit(recipe, manifest.select(rows, "train"), ledger)
     table = features.tables({"it": lambda video: np.asarray(answer(video))[None]}, rows, recipe, ledger, views)["it"]
-    table = settle_split(table, recipe.run.seed)
     test = table.split == "test"
     right = table.every(0)[test].mean(1).argmax(1) == table.label[test]
-    return judged(right, table.group[test], recipe.run.seed)._asdict()
+    return judged(right, table.group[test], 0)._asdict()
 
 
 def main() -> None:
@@ -102,10 +104,12 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/supervised"))
+    parser.add_argument("--views", type=int, default=evaluation.VIEWS, help="random views of a clip, as cora probe's")
     given = parser.parse_args()
     recipe = load_recipe(given.recipe)
     for seed in given.seeds:
-        print(json.dumps(run(replace(recipe, run=replace(recipe.run, seed=seed)), given.manifest, given.out)))
+        print(json.dumps(run(replace(recipe, run=replace(recipe.run, seed=seed)), given.manifest, given.out,
+                             given.views)))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,20 @@ def once(file: Path, named: dict[str, Any], make: Callable[[], dict[str, Any]]) 
     return row
 
 
+def same_question(out: Path, **asked: Any) -> None:
+    """Asserts that the rows of OUT/results.jsonl answer what is asked now, and notes it in OUT/asked.json.
+
+    Raises ValueError, naming what differs, where they answer something else, for they are never made again.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file, now = out / "asked.json", json.loads(json.dumps(asked))
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    if rows_of(out / "results.jsonl") and before != now:
+        odd = [name for name in now if before.get(name) != now[name]]
+        raise ValueError(f"{out} holds results for another {', '.join(odd)}: give another --out, or remove it")
+    file.write_text(json.dumps(now, indent=2) + "\n")
+
+
 def save(out: Path, name: str, text: str) -> None:
     """Writes OUT/NAME.md and prints it."""
     (out / f"{name}.md").write_text(text + "\n")

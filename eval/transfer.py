@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import splits
-from tasks import once, rows_of
+from tasks import once, rows_of, same_question
 
 from cora.measure import evaluation
 from cora.video import synthetic
@@ -25,8 +25,12 @@ EMBEDDED = "embedded"
 
 
 def called(corpus: str) -> str:
-    """Returns the name of a corpus in a table: that of the folder that holds its list."""
-    return corpus if corpus == EMBEDDED else Path(corpus).absolute().parent.name
+    """Returns the name of a corpus in a table: a folder's own; that of the folder that holds a `manifest.csv`, followed
+    by the list's own where that is another."""
+    path = Path(corpus).absolute()
+    if corpus == EMBEDDED or path.is_dir():
+        return path.name
+    return path.parent.name if path.stem == "manifest" else f"{path.parent.name}-{path.stem}"
 
 
 def pair(run: Path, corpus: str, out: Path, methods: list[str], folds: bool, beside: bool, views: int) -> Row:
@@ -64,13 +68,14 @@ def main() -> None:
     given = parser.parse_args()
     for what, names in (("runs", [run.name for run in given.runs]), ("corpora", [called(one) for one in given.on])):
         if len(set(names)) < len(names):
-            parser.error(f"{what} are told apart by their folders' names, and two are alike: {', '.join(names)}")
-    given.out.mkdir(parents=True, exist_ok=True)
+            parser.error(f"{what} are told apart by their names, and two are alike: {', '.join(names)}")
+    same_question(given.out, folds=given.folds, views=given.views, methods=given.methods)
     file = given.out / "results.jsonl"
     for corpus in given.on:
         for run in given.runs:
             beside = not any(row["corpus"] == called(corpus) for row in rows_of(file))
-            once(file, {"run": run.name, "corpus": called(corpus)},
+            where = {"folder": str(run.absolute()), "list": str(Path(corpus).absolute())}
+            once(file, {"run": run.name, "corpus": called(corpus), **where},
                  partial(pair, run, corpus, given.out, given.methods, given.folds, beside, given.views))
     print("\n\n".join(table(rows_of(file), method) for method in given.methods))
 

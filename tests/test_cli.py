@@ -51,8 +51,9 @@ def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):
         assert set(score) >= {"accuracy", "ci95", "level", "per_level", "random", "pixels"}
         assert 0 <= score["ci95"][0] <= score["accuracy"] <= score["ci95"][1] <= 1
         for other in (score["random"], score["pixels"]):
-            gaps = [right - other["by_group"][name] for name, right in score["by_group"].items()]
-            assert len(gaps) > 2 and other["ahead"] == pytest.approx(np.mean(gaps))
+            assert other["ahead"] == pytest.approx(score["accuracy"] - other["accuracy"])
+            assert other["ahead_ci95"][0] <= other["ahead"] <= other["ahead_ci95"][1]
+    assert found["unreadable"] == 1 and sum(found["rows_by_group"].values()) == 24
     assert "broken.mp4" in (run / "bad_files_probe.csv").read_text()
 
 
@@ -115,6 +116,15 @@ def test_a_mistake_is_one_line_and_status_one(words, said, capsys, tmp_path, mon
     assert end.value.code == 1
     error = capsys.readouterr().err.strip()
     assert said in error and "Traceback" not in error
+
+
+def test_a_folder_that_cannot_be_made_is_a_mistake_too_and_one_that_can_is_made(run, corpus, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["features", str(run), str(corpus), "--out", str(tmp_path / "file" / "x.npz")])
+    assert end.value.code == 1 and str(tmp_path / "file") in capsys.readouterr().err
+    cli.main(["features", str(run), str(corpus), "--out", str(tmp_path / "new" / "x.npz")])
+    assert (tmp_path / "new" / "x.npz").is_file()
 
 
 def test_an_unknown_field_names_its_neighbour(run, capsys, tmp_path):

@@ -86,19 +86,36 @@ def test_a_lead_covers_seeds_and_groups() -> None:
     rng, covered = np.random.default_rng(0), 0
     for trial in range(200):  # seeds differ, groups differ, and each pair of them; the mean is .1
         gaps = 0.1 + rng.normal(size=(8, 1)) / 20 + rng.normal(size=(1, 12)) / 20 + rng.normal(size=(8, 12)) / 20
-        mean, (low, high) = groups.lead(gaps, trial)
+        mean, (low, high) = groups.lead(gaps, np.full(12, 5), trial)
         assert mean == pytest.approx(gaps.mean()) and low <= mean <= high
         covered += low <= 0.1 <= high
     assert 0.86 <= covered / 200 <= 0.995
-    mean, (low, high) = groups.lead(np.full((3, 4), 0.25), 0)
+    mean, (low, high) = groups.lead(np.full((3, 4), 0.25), np.array([1, 2, 3, 9]), 0)
     assert (mean, low, high) == pytest.approx((0.25,) * 3)
     for gaps in (np.repeat(np.eye(3)[:, :1], 4, axis=1), np.repeat(np.eye(4)[:1], 3, axis=0)):
-        low, high = groups.lead(gaps, 0)[1]
+        low, high = groups.lead(gaps, np.ones(gaps.shape[1], int), 0)[1]
         assert low < high - 0.3  # seeds are drawn, and so are groups
 
 
-def test_two_accuracies_are_paired_by_group_or_not_at_all() -> None:
-    own, other = {"a": 0.9, "b": 0.5, "c": 0.7}, {"c": 0.6, "b": 0.4, "a": 0.8}
-    found = groups.paired(own, other, 0)
-    assert [found["ahead"], *found["ahead_ci95"]] == pytest.approx([0.1] * 3)  # groups differ, the lead does not
-    assert groups.paired(own, {**other, "d": 1.0}, 0) == groups.paired({"a": 1.0}, {"a": 0.5}, 0) == {}
+def test_a_lead_is_the_difference_of_accuracies_however_uneven_groups_are() -> None:
+    """One person with many clips weighs as much as those clips do in the accuracies; three with few, little."""
+    gaps, rows = np.array([[0.1, -0.2, -0.2, -0.2]]), np.array([100, 5, 5, 5])
+    mean, (low, high) = groups.lead(gaps, rows, 0)
+    assert mean == pytest.approx((10 - 3) / 115) and low == pytest.approx(-0.2) and high > mean
+    apart = groups.lead(np.repeat(gaps, [100, 5, 5, 5], axis=1), np.ones(115, int), 0)[0]
+    assert apart == pytest.approx(mean)
+
+
+def test_two_accuracies_are_paired_row_by_row() -> None:
+    """The lead is the difference of the two accuracies; where the gap is everywhere the same it has no interval, and
+    where groups disagree theirs is wide."""
+    rng, group = np.random.default_rng(0), np.repeat(np.arange(10), [60, *[4] * 9]).astype(str)
+    own, other = rng.random(96) < 0.7, rng.random(96) < 0.5
+    found = groups.paired(own, other, group, 0)
+    assert found["ahead"] == pytest.approx(own.mean() - other.mean())
+    assert found["ahead_ci95"][0] < found["ahead"] < found["ahead_ci95"][1]
+    assert groups.paired(own, own, group, 0) == {"ahead": 0.0, "ahead_ci95": [0.0, 0.0]}
+    better = np.repeat([True, False], 48)  # right where the other is wrong, in half of the groups
+    (a, b), (c, d) = (groups.paired(better, ~better, by, 0)["ahead_ci95"]
+                      for by in (np.repeat(np.arange(8), 12).astype(str), np.full(96, "")))
+    assert b - a > 1.5 * (d - c)

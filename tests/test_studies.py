@@ -1,12 +1,15 @@
 """What the programs of eval/ compute beside runs: variants, held-out people, shares of a corpus, fits."""
 
 from collections import Counter
+from dataclasses import replace
 
 import compare
 import numpy as np
 import pytest
 import scaling
 import splits
+import supervised
+import tasks
 import transfer
 
 from cora.demo import RECIPE
@@ -37,6 +40,60 @@ def test_a_variant_is_the_recipe_but_for_what_it_names():
             compare.varied(RECIPE, wrong)
 
 
+def test_results_answer_one_question(tmp_path):
+    """More rows of the same question are welcome; another question finds the rows of the first, and is refused."""
+    tasks.same_question(tmp_path, hold=["a"], views=8)
+    tasks.same_question(tmp_path, hold=["b"], views=8)  # nothing has been answered yet
+    tasks.once(tmp_path / "results.jsonl", {"seed": 0}, dict)
+    tasks.same_question(tmp_path, hold=["b"], views=8)
+    with pytest.raises(ValueError, match="another hold:"):
+        tasks.same_question(tmp_path, hold=["a"], views=8)
+    (tmp_path / "asked.json").unlink()  # rows of an earlier checkout say not what they answer
+    with pytest.raises(ValueError, match="another hold, views:"):
+        tasks.same_question(tmp_path, hold=["b"], views=8)
+
+
+def test_the_control_with_labels_never_learns_from_a_row_that_it_answers_for(corpus, tmp_path, monkeypatch):
+    """Nor does its seed move the split that all probes have, where the corpus has none."""
+    bare = tmp_path / "bare.csv"
+    bare.write_text("".join(line.rsplit(",", 1)[0] + "\n" for line in corpus.read_text().splitlines()))
+    learned, answered = [], []
+
+    def tables(readers, rows, *rest):
+        answered.append({clip.path for clip in rows.clips if clip.split == "test"})
+        columns = (np.array([getattr(clip, name) for clip in rows.clips]) for name in ("label", "group", "split"))
+        return {"it": Table(np.ones((1, len(rows.clips), 3)), *columns)}
+
+    monkeypatch.setattr(supervised, "fit", lambda recipe, rows, ledger: learned.append({c.path for c in rows.clips}))
+    monkeypatch.setattr(supervised.features, "tables", tables)
+    for seed in (0, 1):
+        supervised.run(replace(RECIPE, run=replace(RECIPE.run, seed=seed)), bare, tmp_path / "labels")
+    assert answered[0] == answered[1] and learned[0] == learned[1]
+    assert answered[0] and learned[0] and not answered[0] & learned[0]
+
+
+@pytest.mark.parametrize("last", ["test", "val"])
+def test_rows_to_test_are_those_named_so_or_else_those_to_validate(corpus, tmp_path, last):
+    path = tmp_path / "list.csv"
+    path.write_text(corpus.read_text().replace(",test", f",{last}"))
+    rows = evaluation.settled(evaluation.labelled(path), 0).clips
+    assert {clip.group for clip in rows if clip.split == "test"} == {"d"} and len(rows) == 96
+    both = tmp_path / "both.csv"
+    both.write_text(path.read_text() + "\nz.avi,0,c0,z,val\ny.avi,0,c0,y,test\n")
+    asked = {clip.group for clip in evaluation.labelled(both).clips if clip.split == "test"}
+    assert asked == ({"d", "y"} if last == "test" else {"y"})
+
+
+def test_what_no_probe_can_answer_is_said_before_any_file_is_read(corpus, tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(corpus.read_text().replace(",test", ",train"))
+    with pytest.raises(ValueError, match="no row has split 'test'"):
+        evaluation.settled(evaluation.labelled(path), 0)
+    path.write_text("\n".join(["path,label,split", "a.avi,0,train", "b.avi,1,train", "c.avi,0,test"]))
+    with pytest.raises(ValueError, match="at least 3 clips in 2 classes"):
+        evaluation.settled(evaluation.labelled(path), 0)
+
+
 def test_held_out_people_answer_and_true_test_people_are_gone(corpus, tmp_path):
     found = manifest.load(splits.held_out(corpus, ["b"], tmp_path / "held.csv")).clips
     count = Counter((clip.group, clip.split) for clip in found)
@@ -62,13 +119,21 @@ def test_every_training_row_answers_in_one_fold_with_its_whole_group_and_no_test
 
 
 def test_folds_are_merged_over_rows_and_their_groups_stay_apart():
-    def report(rows, right, groups):
-        return {"n_test": rows, "knn": {"accuracy": right, "by_group": groups,
-                                        "random": {"accuracy": 0.5, "by_group": {}}}}
+    def report(rows, right, **groups):
+        people = {name: right for name in groups}
+        return {"n_test": rows, "rows_by_group": groups,
+                "knn": {"accuracy": right, "by_group": people, "random": {"accuracy": 0.5, "by_group": {**people}}}}
 
-    found = splits.merged([report(10, 0.5, {"a": 0.5}), report(30, 0.9, {"b": 0.9})], ["knn"])["knn"]
-    assert found["accuracy"] == pytest.approx(0.8) and found["by_group"] == {"a": 0.5, "b": 0.9}
-    assert found["random"] == {"accuracy": 0.5, "by_group": {"fold 0": 0.5, "fold 1": 0.5}}
+    def merged(*reports):
+        found = splits.merged(reports, ["knn"])
+        return found["knn"]["accuracy"], found["knn"]["by_group"], found["rows_by_group"]
+
+    apart = merged(report(10, 0.5, a=10), report(30, 0.9, b=30))
+    assert apart == (pytest.approx(0.8), {"a": 0.5, "b": 0.9}, {"a": 10, "b": 30})
+    one = merged(report(10, 0.5, a=10), report(30, 0.9, a=30))  # a single group, whose clips are the units
+    assert one == (pytest.approx(0.8), {"a": pytest.approx(0.8)}, {"a": 40})
+    none = merged(report(10, 0.5), report(30, 0.9))
+    assert none == (pytest.approx(0.8), {"fold 0": 0.5, "fold 1": 0.9}, {"fold 0": 10, "fold 1": 30})
 
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 1.0])
@@ -102,7 +167,7 @@ def test_rows_are_grouped_by_variant_whatever_their_order():
 
 def test_leads_are_paired_by_seed_and_person():
     def row(variant, seed, **people):
-        return {"variant": variant, "seed": seed, "knn": {"by_group": people}}
+        return {"variant": variant, "seed": seed, "rows_by_group": {"x": 5, "y": 5}, "knn": {"by_group": people}}
 
     rows = [row("b", 0, x=0.2, y=0.6), row("b", 1, y=0.5, x=0.3), row("a", 1, x=0.4, y=0.6), row("a", 2, x=1.0, y=1.0),
             row("c", 0), row("d", 7, x=0.1, y=0.2)]
@@ -136,7 +201,7 @@ def test_transfer_reads_every_run_on_every_corpus_once_and_the_controls_beside_t
         transfer.main()
     assert asked == [("a", "embedded", True), ("b", "embedded", False), ("a", "x/list.csv", True),
                      ("b", "x/list.csv", False)]
-    assert "| knn: pretrained | on embedded | on x |" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", [*words, str(tmp_path), "--on", "x/a.csv", "x/b.csv"])
+    assert "| knn: pretrained | on embedded | on x-list |" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*words, str(tmp_path), "--on", "x/a.csv", "y/x/a.csv"])
     with pytest.raises(SystemExit):
         transfer.main()

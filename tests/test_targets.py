@@ -1,5 +1,7 @@
 """Laws of the targets, of the health numbers and of the readout: what each must not see, and known values."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,3 +76,16 @@ def test_the_readout_sees_change_and_only_change():
     assert plain.shape == (2, 3, 4 * 4 * 24 + 16 * 24)
     np.testing.assert_allclose(plain, shifted, atol=1e-5)
     assert plain.std() > 0.1
+
+
+def test_a_clip_of_one_time_step_is_read_by_what_it_shows():
+    """Nothing changes in it, and nothing but zeros would be left."""
+    class Picture(Still):
+        model = replace(Still.model, frames=2)
+
+        def __call__(self, video):
+            return super().__call__(video)[:, :, :16]
+
+    read, z = features.pooled(Picture(0.0))(np.zeros((3, 2, 32, 32, 3), np.uint8)), Picture(0.0)(np.zeros(3))
+    assert read.shape == (2, 3, 4 * 24) and read.std() > 0.1
+    np.testing.assert_allclose(read[..., :24], z.reshape(2, 3, 4, 4, 24)[:, :, :2, :2].mean((2, 3)), rtol=1e-5)

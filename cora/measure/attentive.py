@@ -187,7 +187,8 @@ def evaluate(table: Table, tokens: int, plan: Recipe, heads: int, *, seed: int =
     weights = fit(inside, label, plan.grid[best : best + 1])
     right = classes[answer(probe, weights, x[test])[0]] == table.label[test]
     found = judged(right, table.group[test], seed)
-    score = Score(*found, plan.level, (found.accuracy,), (plan.grid[best],), (float(held_out[best]),))
+    score = Score(*found, plan.level, (found.accuracy,), (plan.grid[best],), (float(held_out[best]),),
+                  tuple(right.tolist()))
     return Fitted(score, jax.tree.map(lambda leaf: np.asarray(leaf[0]), weights), classes)
 
 

@@ -10,8 +10,9 @@ from rich.table import Table as Lines
 
 from cora import config
 from cora.measure import attentive, features
-from cora.measure.groups import paired
-from cora.measure.probe import METHODS, Method, plain
+from cora.measure.groups import settle_split, training_folds
+from cora.measure.probe import METHODS, Method, Score
+from cora.measure.probe import beside as set_beside
 from cora.measure.probe import probe as compare
 from cora.measure.table import SPLITS, Table
 from cora.schema import choice, require
@@ -32,17 +33,34 @@ Named = Method | Literal["attentive"]
 
 
 def labelled(source: Path) -> manifest.Manifest:
-    """Returns the rows of a corpus that a probe can use: labelled ones, of the splits train and test if it has splits.
+    """Returns the rows of a corpus that a probe can use: labelled ones, of the splits train and test if it has splits;
+    where no labelled row is of the split test, those of val are its test rows.
 
     Raises manifest.ManifestError if there is none.
     """
     whole = manifest.load(source)
+    known = [clip for clip in whole.clips if clip.label is not None]
+    if not any(clip.split == "test" for clip in known):
+        known = [clip._replace(split="test") if clip.split == "val" else clip for clip in known]
     has_splits = any(clip.split for clip in whole.clips)
-    rows = tuple(c for c in whole.clips if c.label is not None and (not has_splits or c.split in SPLITS))
+    rows = tuple(clip for clip in known if not has_splits or clip.split in SPLITS)
     if not rows:
         raise manifest.ManifestError(f"{source}: no labelled clip in the splits {' and '.join(SPLITS)}; "
                                      "a probe needs labels, pretraining does not")
     return manifest.Manifest(rows, whole.classes)
+
+
+def settled(rows: manifest.Manifest, seed: int) -> manifest.Manifest:
+    """Returns the rows with a split in each, drawn where the corpus has none.
+
+    Raises ValueError where no probe could be fitted and scored: of the labels alone, before any file is read.
+    """
+    label, group, split = (np.array([getattr(clip, name) for clip in rows.clips])
+                           for name in ("label", "group", "split"))
+    table = settle_split(Table(np.zeros((1, len(rows.clips), 1)), label, group, split), seed)
+    training_folds(table, seed)
+    clips = zip(rows.clips, table.split.tolist(), strict=True)
+    return replace(rows, clips=tuple(clip._replace(split=name) for clip, name in clips))
 
 
 def encoders(
@@ -99,6 +117,8 @@ class Reading(NamedTuple):
     models: dict[str, config.Model]
     """The encoders' shapes, by the same names."""
     classes: tuple[str, ...]
+    unreadable: int = 0
+    """Clips that are in no table, for their files could not be read."""
 
     def divided(self, split: np.ndarray) -> "Reading":
         """Returns the same rows under another split, `train` or `test` for each."""
@@ -109,13 +129,14 @@ class Reading(NamedTuple):
 
 def read(
     ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None,
-    plan: attentive.Recipe | None = None, views: int = VIEWS, beside: bool = True,
+    plan: attentive.Recipe | None = None, views: int = VIEWS, beside: bool = True, seed: int = 0,
 ) -> Reading:
     """Returns what `judge` needs of a checkpoint and a labelled corpus, every file decoded and encoded once; with
     `beside` False of the encoder (and `against`) alone.
 
-    Beside the clip seen without chance there are `views` random ones of each. Raises ConfigError for an unknown method
-    or a level of `plan` that is not there.
+    Beside the clip seen without chance there are `views` random ones of each. `seed` draws the split of a corpus that
+    has none. Raises ConfigError for an unknown method or a level of `plan` that is not there, ValueError as `settled`
+    does.
     """
     for method in methods:
         choice("method", method, (*METHODS, ATTENTIVE))
@@ -126,19 +147,20 @@ def read(
     if ATTENTIVE in methods:
         asked = by_token(shared, plan or attentive.Recipe(), beside)
         readers |= {name + TOKENS: reader for name, reader in asked.items()}
-    rows = labelled(source)
+    rows = settled(labelled(source), seed)
     found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad), views)
     return Reading(
         {name: table for name, table in found.items() if not name.endswith(TOKENS)},
         {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)},
-        {name: encoder.model for name, encoder in readable.items()}, tuple(rows.classes))
+        {name: encoder.model for name, encoder in readable.items()}, tuple(rows.classes),
+        len(rows.clips) - next(iter(found.values())).features.shape[1])
 
 
 def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: attentive.Recipe | None = None,
           keep: Path | None = None) -> dict[str, Any]:
     """Returns the JSON of the probe verb, as `cora.measure.probe.probe` does, with `random`, `targets` (where they are
-    fixed), `pixels`, `motion` (and `against`) beside, as far as they were read, and how far the encoder is ahead of
-    each, paired by group.
+    fixed), `pixels`, `motion` (and `against`) beside, as far as they were read, and `unreadable`, how many clips
+    were not.
 
     All views of a clip are learned from and answered by. The attentive probe is made as `plan` says and left in the
     folder `keep`.
@@ -149,36 +171,36 @@ def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: at
     report = compare(tables.pop("trained"), tables, tabular, seed=seed)
     if ATTENTIVE in methods:
         report = {ATTENTIVE: _attentive(reading, plan or attentive.Recipe(), keep, seed)} | report
-    report["views"] = 1 + (0 if views is None else views.shape[2])
-    for own in (report[method] for method in methods):
-        for other in (own[name] for name in BESIDE if name in own):
-            other |= paired(own["by_group"], other["by_group"], seed)
+    report |= {"views": 1 + (0 if views is None else views.shape[2]), "unreadable": reading.unreadable}
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 
 
 def _attentive(reading: Reading, plan: attentive.Recipe, keep: Path | None, seed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    scores: dict[str, Score] = {}
+    settings: dict[str, Any] = {}
     for name, table in reading.tokens.items():
         model = reading.models.get(name, reading.models["trained"])
         heads = attentive.heads_for(model.width, plan.heads, model.heads)
         level = plan.level % model.levels if name in reading.models else 0
         fitted = attentive.evaluate(table, model.tokens, replace(plan, level=level), heads, seed=seed)
-        found[name] = plain(fitted.score)
+        scores[name] = fitted.score
         if name == "trained":
-            found["trained"] |= {"heads": heads, "depth": plan.depth, "epochs": plan.epochs, "tokens": plan.of}
+            settings = {"heads": heads, "depth": plan.depth, "epochs": plan.epochs, "tokens": plan.of}
             classes = reading.classes
             labels = tuple(classes[i] if i < len(classes) else str(i) for i in fitted.classes)
             if keep is not None:
                 save_probe(keep, Probe(fitted.weights, heads, plan.depth, level, plan.of, labels))
-    return found.pop("trained") | found
+    own = reading.tokens["trained"]
+    return set_beside(scores, own.group[settle_split(own, seed).split == "test"], seed) | settings
 
 
 def as_table(report: Mapping[str, Any]) -> Lines:
     """Returns the report as a table for people: accuracy and interval of the encoder and of what it must beat."""
     lines = Lines("probe", "features", "accuracy", "95 % interval", "trained is ahead by", "level", "per level")
-    for method, own in report.items():
-        if not isinstance(own, dict):
-            continue
+    lines.caption = (f"{report['n_train']} training, {report['n_test']} test clips of {report['groups']} groups; "
+                     f"{report['unreadable']} more could not be read")
+    for method in (name for name in report if name in (*METHODS, ATTENTIVE)):
+        own = report[method]
         others = {name: own[name] for name in BESIDE if name in own}
         for name, score in {"trained": own, **others}.items():
             low, high = score["ci95"]

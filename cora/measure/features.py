@@ -76,7 +76,8 @@ def pooled(encoder: Frozen | Once) -> Reader:
     With z averaged over the quarters of the frame, its departures from its mean over time, at each time step (what
     happens, when and roughly where); and at every place the standard deviation of z over time (how much happens
     exactly where). F = T' 4 D + h w D. What a clip has in common with itself, a person's build or a backdrop, is
-    left out: on held-out people it costs more than it tells.
+    left out: on held-out people it costs more than it tells. Where a clip is one time step, nothing changes, and it is
+    the averages themselves that are read: F = 4 D.
     """
     t, h, w = encoder.model.grid
 
@@ -84,7 +85,7 @@ def pooled(encoder: Frozen | Once) -> Reader:
         z = np.asarray(encoder(video))
         z = z.reshape(*z.shape[:2], t, h, w, -1)
         coarse = _quarters(z)
-        parts = coarse - coarse.mean(2, keepdims=True), z.std(2)
+        parts = (coarse - coarse.mean(2, keepdims=True), z.std(2)) if t > 1 else (coarse,)
         return np.concatenate([part.reshape(*z.shape[:2], -1) for part in parts], axis=2)
 
     return read

@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from cora.measure.groups import judged, settle_split, training_folds
+from cora.measure.groups import judged, paired, settle_split, training_folds
 from cora.measure.table import Table
 
 Method = Literal["linear", "knn"]
@@ -51,6 +51,8 @@ class Score(NamedTuple):
     """C, k, or (learning rate, weight decay) of each level, chosen on held-out training groups."""
     held_out: tuple[float, ...]
     """Accuracy of each level on held-out training groups, at its setting."""
+    right: tuple[bool, ...]
+    """Which of the test rows the chosen level answers rightly."""
 
 
 # ------------------------------------------------------------------------------------------------ whole evaluations
@@ -61,8 +63,8 @@ def probe(trained: Table, others: Mapping[str, Table], methods: Sequence[Method]
     """Returns the evaluation of an encoder beside that of `others` (its random initialisation, pixels), for JSON.
 
     {method: {accuracy, ci95, ci_over, by_group, level, per_level, settings, held_out, and for each name of the others
-    the same}, chance, n_train, n_test, groups, drawn_split}, where `groups` counts the named groups of the test rows
-    and `drawn_split` says that the corpus had no split. All are read through their principal components. Raises
+    the same and how far the encoder is ahead of it, as `paired` says}, chance, n_train, n_test, groups, rows_by_group},
+    where `groups` counts the named groups of the test rows. All are read through their principal components. Raises
     ValueError as `evaluate` does, and if the tables are not of the same clips in the same order.
     """
     for name, other in others.items():
@@ -72,15 +74,21 @@ def probe(trained: Table, others: Mapping[str, Table], methods: Sequence[Method]
                                  "all must hold the same clips in the same order")
     each = {name: together(table, methods, seed=seed, prepare=principal)
             for name, table in {"trained": trained, **others}.items()}
-    report: dict[str, Any] = {}
-    for method in methods:
-        own, *rest = (plain(scores[method]) for scores in each.values())
-        report[method] = own | dict(zip(others, rest, strict=True))
     split = settle_split(trained, seed).split
+    group = trained.group[split == "test"]
+    report: dict[str, Any] = {method: beside({name: scores[method] for name, scores in each.items()}, group, seed)
+                              for method in methods}
+    names, counts = np.unique(group[group != ""], return_counts=True)
     return report | {"chance": 1 / len(np.unique(trained.label)),
                      "n_train": int((split == "train").sum()), "n_test": int((split == "test").sum()),
-                     "groups": len(set(trained.group[split == "test"].tolist()) - {""}),
-                     "drawn_split": bool((trained.split == "").all())}
+                     "groups": len(names), "rows_by_group": dict(zip(names.tolist(), counts.tolist(), strict=True))}
+
+
+def beside(scores: Mapping[str, Score], group: np.ndarray, seed: int) -> dict[str, Any]:
+    """Returns the first score as JSON holds it, with the others by their names, and how far it is ahead of each."""
+    (_, own), *others = scores.items()
+    return plain(own) | {name: plain(other) | paired(np.array(own.right), np.array(other.right), group, seed)
+                         for name, other in others}
 
 
 def evaluate(table: Table, method: Method, *, seed: int = 0, prepare: "Prepare | None" = None) -> Score:
@@ -120,17 +128,18 @@ def together(table: Table, methods: Sequence[Method], *, seed: int = 0, prepare:
         level = int(np.argmax(held_out))
         right = np.stack(answers) == table.label[test]
         per_level = tuple(right.mean(1).tolist())
-        return Score(*judged(right[level], table.group[test], seed), level, per_level, settings, held_out)
+        return Score(*judged(right[level], table.group[test], seed), level, per_level, settings, held_out,
+                     tuple(right[level].tolist()))
 
     return {method: score(own) for method, own in zip(methods, zip(*levels, strict=True), strict=True)}
 
 
 def plain(score: Score) -> dict[str, Any]:
-    """Returns the score as JSON holds it."""
+    """Returns the score as JSON holds it, without every row's answer."""
     def bare(value: Any) -> Any:
         return [bare(one) for one in value] if isinstance(value, tuple) else value
 
-    return {name: bare(value) for name, value in score._asdict().items()}
+    return {name: bare(value) for name, value in score._asdict().items() if name != "right"}
 
 
 class Chosen(NamedTuple):
