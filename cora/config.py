@@ -173,8 +173,13 @@ class Target:
     """`ema`: a moving average of the learner (V-JEPA); `frozen`: the encoder as it was at step 0, or `start`'s (SALT);
     `own`: the learner's own latents of the whole clip, no gradient through them: give `learn.prior` some weight, or
     they collapse; `hog3d`: no latents but oriented energy in space and time (cora/nets/hog3d.py), for every level."""
+    order: Literal[1, 2] = 1
+    """With `hog3d`: 1, which way brightness changes; 2, which way that energy changes: borders of what moves one way,
+    onsets, turns."""
     cells: tuple[int, ...] = (1, 2)
-    """With `hog3d`: histograms of so many cells along each side of a patch, one after the other."""
+    """Of order 1: histograms of so many cells along each side of a patch, one after the other."""
+    grain: int = 4
+    """Of order 2: the side in pixels of what the maps of oriented energy have one number for."""
     contrast: float = 0.42
     """With `hog3d`: gradients far below it (0.42: 24 grey levels) keep how strong they are, those far above do not."""
     blur: float = 2.0
@@ -192,7 +197,7 @@ class Target:
 
     def __post_init__(self) -> None:
         span("target.momentum", self.momentum, 0.0, 1.0)
-        positive("target", self, "contrast")
+        positive("target", self, "contrast", "grain")
         require(self.blur >= 0, "target.blur", self.blur, "must not be negative; nearest: 0.0")
         require(self.of != "both" or self.kind == "hog3d", "target.of", self.of,
                 f"only hog3d has both, and target.kind = {self.kind!r}; nearest: 'change'")
@@ -253,10 +258,12 @@ class Pretrain:
                 f"must be at most model.levels; nearest: {self.model.levels}")
         if self.target.kind != "hog3d":
             return
-        for cells in self.target.cells:
-            near = divisor(self.model.patch, cells)
-            require(near == cells, "target.cells", cells, f"must divide model.patch = {self.model.patch}; "
-                    f"nearest: {near}")
+        of = {"cells": self.target.cells} if self.target.order == 1 else {"grain": (self.target.grain,)}
+        for name, values in of.items():
+            for value in values:
+                near = divisor(self.model.patch, value)
+                require(near == value, f"target.{name}", value, f"must divide model.patch = {self.model.patch}; "
+                        f"nearest: {near}")
         require(self.learn.rule != "dense", "learn.rule", self.learn.rule,
                 "predicts every level's own latents, and target.kind = 'hog3d' has none; nearest: 'local'")
 

@@ -96,6 +96,46 @@ def test_cells_are_those_of_their_own_token():
     assert found.max() < 1e-2
 
 
+def slopes(maps):
+    """max(0, slope · axis)² along the last but three to last axes (t, y, x) of an array, by NumPy's own gradient."""
+    ways = [np.gradient(np.pad(maps, [(0, 0), (1, 1), (1, 1), (1, 1)], "edge"), axis=axis)[:, 1:-1, 1:-1, 1:-1]
+            for axis in (3, 2, 1)]
+    return np.maximum(0, np.einsum("abtyx,ka->kbtyx", np.stack(ways), hog3d.AXES)) ** 2
+
+
+def test_modulations_are_the_oriented_energies_of_the_maps_of_oriented_energy():
+    """Against NumPy, map by map and token by token."""
+    clips = np.random.default_rng(0).normal(size=(2, 4, 32, 32, 3))
+    first = slopes(clips.mean(-1)).reshape(12, 2, 4, 8, 4, 8, 4).mean((4, 6))
+    maps = np.sqrt(first) / np.sqrt(first.sum(0) + 0.3**2)
+    second = np.stack([slopes(one) for one in maps])  # [map, axis, B, T, row, column] of cells
+    energy = np.zeros((2, 2, 4, 4, 12, 12))
+    for t in range(2):
+        for y in range(4):
+            for x in range(4):
+                own = second[:, :, :, 2 * t : 2 * t + 2, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+                energy[:, t, y, x] = np.sqrt(own.mean((3, 4, 5))).transpose(2, 0, 1)
+    energy /= np.sqrt((energy**2).sum((4, 5), keepdims=True) + 0.05**2)
+    found = compiled(lambda clips: hog3d.modulations(clips, MODEL, 4, 0.3))(jnp.array(clips, jnp.float32))
+    np.testing.assert_allclose(found, energy.reshape(2, 32, 144), atol=2e-3)
+    assert hog3d.count(replace(TARGET, order=2)) == 144
+
+
+def test_modulations_see_where_energy_changes_and_not_how_bright_or_steady_it_is():
+    """A steady slope has none but at the frame's edge; where two halves slope apart, tokens at the border have them."""
+    model = replace(MODEL, size=64)
+
+    def read(clips):
+        return np.asarray(hog3d.modulations(clips, model, 4, 0.07)).reshape(-1, 2, 8, 8, 144)[:, :, 2:-2, 2:-2]
+
+    columns = jnp.broadcast_to(jnp.arange(64.0)[:, None], (1, 4, 64, 64, 3))
+    roof = read(jnp.abs(columns - 31.5))
+    assert read(columns).max() < 1e-2 and roof[..., 1:-1, :].max() > 0.2 and roof[:, :, :, [0, -1]].max() < 1e-2
+    clips = 3 * jax.random.normal(jax.random.key(1), (2, 4, 64, 64, 3))
+    np.testing.assert_allclose(read(clips + 5), read(clips), atol=1e-3)
+    np.testing.assert_allclose(read(10 * clips), read(clips), atol=0.02)
+
+
 @pytest.mark.parametrize("width", [24, 96])
 def test_the_turn_into_the_width_keeps_variance_and_where_there_is_room_lengths(width):
     model = replace(MODEL, width=width)
@@ -143,6 +183,8 @@ def test_every_rule_learns_by_it_and_no_teacher_is_heard():
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
     with pytest.raises(config.ConfigError, match=r"must divide model\.patch = 8; nearest: 2"):
         config.Pretrain(model=MODEL, target=config.Target(kind="hog3d", cells=(1, 3)))
+    with pytest.raises(config.ConfigError, match=r"target\.grain = 3: must divide model\.patch = 8; nearest: 2"):
+        config.Pretrain(model=MODEL, target=config.Target(kind="hog3d", order=2, grain=3))
     with pytest.raises(config.ConfigError, match=r"target\.blur = -1.0: must not be negative; nearest: 0.0"):
         config.Target(kind="hog3d", blur=-1.0)
     with pytest.raises(config.ConfigError, match=r"only hog3d has both, .* nearest: 'change'"):

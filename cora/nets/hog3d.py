@@ -3,7 +3,9 @@
 A fixed stand-in for what the first stage of a visual system computes. It cannot collapse and does not move, it tells
 motion from form, and its division by local contrast leaves out how bright things are, as far as `contrast` lets it.
 Sources: HOG3D, Kläser et al. 2008 (gradients binned along the axes of a regular solid); masked prediction of gradient
-histograms, MaskFeat, Wei et al. 2022 (arXiv 2112.09133); motion energy, Adelson and Bergen 1985.
+histograms, MaskFeat, Wei et al. 2022 (arXiv 2112.09133); motion energy, Adelson and Bergen 1985. Of order 2, where
+that energy itself changes: filter, rectify, filter, Chubb and Sperling 1988 (second-order motion); the second layer of
+a scattering transform, Bruna and Mallat 2013 (arXiv 1203.1513).
 """
 
 import math
@@ -22,6 +24,8 @@ GOLDEN = (1 + 5**0.5) / 2
 CORNERS = np.array([corner for a in (1, -1) for b in (GOLDEN, -GOLDEN) for corner in ((0, a, b), (a, b, 0), (b, 0, a))])
 AXES = (CORNERS / np.linalg.norm(CORNERS, axis=1, keepdims=True)).astype(np.float32)
 """The 12 corners of an icosahedron as unit vectors (x, y, t): directions as evenly spread as can be."""
+FAINT = 0.05
+"""Slopes of the maps of energy far below it, in energy a cell or frame, keep how strong they are."""
 
 
 def gradients(grey: Float[Array, "B T H W"]) -> Float[Array, "B T H W 3"]:
@@ -57,24 +61,64 @@ def histograms(
     pixel or frame: gradients far below c keep how strong they are, those far above do not. c is `contrast` times what
     the blur leaves of the slope of an edge, erf(1 / (blur sqrt 2)).
     """
-    contrast *= math.erf(1 / (blur * 2**0.5)) if blur else 1.0
-    (t, h, w), side = model.grid, model.patch // cells
-    grey = blurred(jnp.mean(clips, axis=-1), blur)
-    power = jnp.square(jax.nn.relu(gradients(grey) @ AXES.T))
-    split = power.reshape(len(clips), t, model.tubelet, h, cells, side, w, cells, side, len(AXES))
-    energy = jnp.sqrt(jnp.mean(split, axis=(2, 5, 8)) + 1e-9)  # without it the slope at 0 would be infinite
-    energy = energy * jax.lax.rsqrt(jnp.sum(jnp.square(energy), axis=-1, keepdims=True) + contrast**2)
+    t, h, w = model.grid
+    power = pooled(powers(blurred(jnp.mean(clips, axis=-1), blur)), model.tubelet, model.patch // cells)
+    energy = divided(power, left(contrast, blur)).reshape(len(clips), t, h, cells, w, cells, -1)
     return energy.transpose(0, 1, 2, 4, 3, 5, 6).reshape(len(clips), t * h * w, -1)
+
+
+def modulations(
+    clips: Float[Array, "B T H W 3"], model: config.Model, grain: int, contrast: float, blur: float = 0.0
+) -> Float[Array, "B N F"]:
+    """Returns for each token how each of the 12 oriented energies changes in and around it: F = 12 x 12.
+
+    A map of every energy, one number each frame and `grain`² pixels, divided as in `histograms`, is itself taken for a
+    picture: e_jk = sqrt(mean over the token of max(0, slope of map j · axis_k)²), divided by sqrt(|e|² + FAINT²).
+    """
+    tokens = model.patch // grain
+    maps = divided(pooled(powers(blurred(jnp.mean(clips, axis=-1), blur)), 1, grain), left(contrast, blur))
+
+    def of(_: None, one: Float[Array, "B T _ _"]) -> tuple[None, Float[Array, "B _ _ _ 12"]]:
+        return None, pooled(powers(one), model.tubelet, tokens)
+
+    # One map after the other: all at once would take more memory than the whole network.
+    each = jnp.moveaxis(jax.lax.scan(of, None, jnp.moveaxis(maps, -1, 0))[1], 0, -2)
+    return divided(each.reshape(len(clips), math.prod(model.grid), -1), FAINT)
+
+
+def powers(grey: Float[Array, "B T H W"]) -> Float[Array, "B T H W 12"]:
+    """Returns max(0, slope · axis_k)² at every pixel."""
+    return jnp.square(jax.nn.relu(gradients(grey) @ AXES.T))
+
+
+def pooled(power: Float[Array, "B T H W F"], frames: int, side: int) -> Float[Array, "B t h w F"]:
+    """Returns the means over `frames` frames of `side`² pixels."""
+    b, t, h, w, f = power.shape
+    return jnp.mean(power.reshape(b, t // frames, frames, h // side, side, w // side, side, f), axis=(2, 4, 6))
+
+
+def divided(power: Float[Array, "*cells F"], contrast: float) -> Float[Array, "*cells F"]:
+    """Returns e = sqrt(power), divided by sqrt(|e|² + contrast²)."""
+    energy = jnp.sqrt(power + 1e-9)  # without it the slope at 0 would be infinite
+    return energy * jax.lax.rsqrt(jnp.sum(jnp.square(energy), axis=-1, keepdims=True) + contrast**2)
+
+
+def left(contrast: float, blur: float) -> float:
+    """Returns what the blur leaves of the slope of an edge so high."""
+    return contrast * (math.erf(1 / (blur * 2**0.5)) if blur else 1.0)
 
 
 Measure = Callable[[Float[Array, "B N P"]], Float[Array, "B N _"]]
 
 
 def measured(model: config.Model, target: config.Target) -> Measure:
-    """Returns patches -> the histograms of every `target.cells` of all tokens, one after the other."""
+    """Returns patches -> of all tokens the histograms of every `target.cells`, one after the other; of order 2 the
+    modulations."""
 
     def of(patches: Float[Array, "B N P"]) -> Float[Array, "B N F"]:
         clips = unpatchify(patches, model.grid, model.tubelet, model.patch)
+        if target.order == 2:
+            return modulations(clips, model, target.grain, target.contrast, target.blur)
         each = [histograms(clips, model, cells, target.contrast, target.blur) for cells in target.cells]
         return jnp.concatenate(each, axis=-1)
 
@@ -101,7 +145,7 @@ def goal(model: config.Model, target: config.Target) -> Measure:
 
 def count(target: config.Target) -> int:
     """Returns how many numbers `measured` gives a token."""
-    return sum(len(AXES) * cells**2 for cells in target.cells)
+    return len(AXES) ** 2 if target.order == 2 else sum(len(AXES) * cells**2 for cells in target.cells)
 
 
 def _turn(features: int, width: int) -> Float[np.ndarray, "F D"]:
