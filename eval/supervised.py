@@ -86,7 +86,7 @@ def run(recipe: config.Pretrain, source: Path, folder: Path, views: int = 8) -> 
     """Trains on the labelled training rows of a corpus and returns the accuracy on its test rows, with its interval."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = evaluation.labelled(source)
-    ledger = Ledger(folder / "bad_files.csv", len(rows.clips), recipe.corpus.max_bad)
+    ledger = Ledger(folder / "bad_files.csv", rows.paths, recipe.corpus.max_bad)
     answer = fit(recipe, manifest.select(rows, "train"), ledger)
     table = features.tables({"it": lambda video: np.asarray(answer(video))[None]}, rows, recipe, ledger, views)["it"]
     table = settle_split(table, recipe.run.seed)
