@@ -29,11 +29,14 @@ def numbers(video: np.ndarray) -> list[int]:
     return (bars << np.arange(8)).sum(1).tolist()
 
 
-def encode(path: Path, container: str, name: str, options: dict[str, str], pix_fmt: str = "yuv420p") -> Path:
+def encode(
+    path: Path, container: str, name: str, options: dict[str, str], pix_fmt: str = "yuv420p",
+    video: np.ndarray | None = None,
+) -> Path:
     with av.open(str(path), "w", format=container) as out:
         stream = out.add_stream(name, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 32, pix_fmt
-        for picture in numbered(COUNT):
+        for picture in numbered(COUNT) if video is None else video:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
     return path
@@ -102,9 +105,19 @@ def test_a_name_that_is_not_text_is_read_like_any_other(tmp_path):
     assert numbers(codec.read(path, np.array([30, 5]))) == [30, 5]
 
 
+def test_a_title_that_is_not_text_and_an_unknown_codec_end_no_run(tmp_path):
+    path = encode(tmp_path / "a.mp4", *KINDS["h264.mp4"])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"VideoHandler", b"Video\xff\xfe\xefdler"))
+    assert numbers(codec.read(path, np.array([3]))) == [3]
+    path.write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(codec.VideoError, match="nothing here decodes"):
+        codec.inspect(path)
+
+
 def test_pictures_of_more_than_eight_bits_are_streamed_as_they_are_read(tmp_path):
-    path = encode(tmp_path / "a.mp4", "mp4", "libx264", X264, "yuv420p10le")
-    asked = np.arange(COUNT)
+    coloured = np.random.default_rng(0).integers(0, 256, (6, 8, 16, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    path, asked = encode(tmp_path / "a.mp4", "mp4", "libx264", X264, "yuv420p10le", coloured), np.arange(6)
     np.testing.assert_array_equal(np.concatenate(list(codec.stream(path, asked))), codec.read(path, asked))
 
 
