@@ -73,7 +73,7 @@ def features(
     settings, encoder = reading.trained(ckpt)
     rows = corpora.load(manifest)
     out.parent.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(out.with_suffix(".bad_files.csv"), len(rows.clips), settings.corpus.max_bad)
+    ledger = Ledger(out.with_suffix(".bad_files.csv"), rows.paths, settings.corpus.max_bad)
     reader = {"change": reading.pooled, "token": reading.per_token}[pool](encoder)
     table = reading.tables({"it": reader}, rows, settings, ledger)["it"]
     save(out, table)

@@ -204,8 +204,8 @@ def loader(settings: config.Pretrain, workdir: Path) -> grain.DatasetIterator:
     unreadable files of all corpora go to `bad_files.csv`."""
     parts = settings.parts(jax.device_count())
     sources = [[(corpus_of(one), one) for one in (part.corpus, *part.mix)] for part in parts]
-    total = sum(len(source.clips) for several in sources for source, _ in several)
-    ledger = Ledger(workdir / "bad_files.csv", total, settings.corpus.max_bad)
+    paths = [path for several in sources for source, _ in several for path in source.paths]
+    ledger = Ledger(workdir / "bad_files.csv", paths, settings.corpus.max_bad)
     shard = jax.process_index(), jax.process_count()
     return iter(together([
         mixed(several, frames=part.model.frames, size=part.model.size, batch=part.run.batch // shard[1],

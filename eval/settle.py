@@ -74,7 +74,7 @@ def course(network: Network, target: config.Target, steps: int, rate: float, par
 def pictures(settings: config.Pretrain, source: Path, bad: Path, clips: int | None = None) -> list[np.ndarray]:
     """Returns the first `clips` test clips, or all, in batches; those that cannot be read go to the ledger `bad`."""
     labelled = evaluation.labelled(source)
-    ledger = Ledger(bad, len(labelled.clips), settings.corpus.max_bad)
+    ledger = Ledger(bad, labelled.paths, settings.corpus.max_bad)
     test = manifest.select(labelled, "test")
     read = features.batches(replace(test, clips=test.clips[:clips]), settings, ledger)
     return [video[:, 0] for _, video in read]

@@ -89,7 +89,7 @@ def run(recipe: config.Pretrain, source: Path, folder: Path, views: int = evalua
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = evaluation.settled(evaluation.labelled(source), 0)
-    ledger = Ledger(folder / "bad_files.csv", len(rows.clips), recipe.corpus.max_bad)
+    ledger = Ledger(folder / "bad_files.csv", rows.paths, recipe.corpus.max_bad)
     answer = fit(recipe, manifest.select(rows, "train"), ledger)
     table = features.tables({"it": lambda video: np.asarray(answer(video))[None]}, rows, recipe, ledger, views)["it"]
     test = table.split == "test"

@@ -4,10 +4,16 @@ Files hold pictures of one colour: red tells the file, green the frame, so a cli
 """
 
 import itertools
+import os
+import pickle
 import shutil
+import sys
+import tempfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -17,7 +23,7 @@ from cora.video import clips as module
 from cora.video import codec, pack, source
 from cora.video.clips import clips, views
 from cora.video.ledger import CorpusError, Ledger
-from cora.video.manifest import Clip, Manifest
+from cora.video.manifest import Clip, Manifest, load
 
 GOOD, LENGTH = 9, 24
 SIZES = dict(frames=4, size=16, batch=3)
@@ -59,7 +65,7 @@ def manifest_of(folder: Path, broken: bool) -> Manifest:
 
 
 def ledger_of(folder: Path, manifest: Manifest, max_bad: float = 0.5) -> Ledger:
-    return Ledger(folder / "bad_files.csv", len(manifest.clips), max_bad)
+    return Ledger(folder / "bad_files.csv", manifest.paths, max_bad)
 
 
 def first(dataset, count: int) -> list[dict[str, np.ndarray]]:
@@ -300,9 +306,48 @@ def test_a_corpus_without_a_readable_file_stops(tmp_path, max_bad):
 
 def test_the_ledger_overlooks_half_a_line_of_a_killed_run(tmp_path):
     (tmp_path / "bad.csv").write_text("path,reason\n/a.mp4,is empty\n/b.m")
-    ledger = Ledger(tmp_path / "bad.csv", 10, 0.5)
+    files = [Path(f"/{letter}.mp4") for letter in "abcdef"]
+    ledger = Ledger(tmp_path / "bad.csv", files, 0.5)
     ledger.record(codec.VideoError(Path("/c.mp4"), 'odd, "reason"'))
-    assert ledger.bad == Ledger(tmp_path / "bad.csv", 10, 0.5).bad == {"/a.mp4": "is empty", "/c.mp4": 'odd, "reason"'}
+    again = Ledger(tmp_path / "bad.csv", files, 0.5)
+    assert ledger.bad == again.bad == {"/a.mp4": "is empty", "/c.mp4": 'odd, "reason"'}
+
+
+def test_the_ledger_counts_only_its_corpus_and_a_file_once_by_whatever_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.csv"
+    before = Ledger(path, [Path(f"a{i}.mp4") for i in range(20)], 1.0)
+    for i in range(20):
+        before.record(codec.VideoError(Path(f"a{i}.mp4"), "is empty"))
+    ledger = pickle.loads(pickle.dumps(Ledger(path, [Path(f"b{i}.mp4") for i in range(10)], 0.15)))
+    for one in (Path("b3.mp4"), tmp_path / "b3.mp4", Path("b3.mp4")):
+        ledger.record(codec.VideoError(one, "is empty"))
+    assert ledger.bad == {str(tmp_path / "b3.mp4"): "is empty"}
+    assert len(path.read_text().splitlines()) == 1 + 20 + 1
+    with pytest.raises(CorpusError, match=r"2 of 10 files \(20%\)"):
+        ledger.record(codec.VideoError(Path("b4.mp4"), "is empty"))
+
+
+def test_a_ledger_of_relative_paths_is_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.csv").write_text("path,reason\na.mp4,is empty\n")
+    assert Ledger(Path("bad.csv"), [tmp_path / "a.mp4"], 1.0).bad == {str(tmp_path / "a.mp4"): "is empty"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are text")
+@pytest.mark.parametrize("side", [0, 30])
+def test_a_name_that_is_not_text_is_read_or_listed(corpus_folder, tmp_path, monkeypatch, side):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    shutil.copy(corpus_folder / "1.mp4", folder / os.fsdecode(b"\xff.mp4"))
+    shutil.copy(corpus_folder / "text.mp4", folder / os.fsdecode(b"\xfe.mp4"))
+    rows = load(folder)
+    ledger = ledger_of(tmp_path, rows)
+    for batch in first(clips(rows, Corpus(pack=side), **SIZES, seed=0, ledger=ledger), 3):
+        assert (told(batch["video"])[0] == 1).all()
+    assert list(ledger.bad) == list(ledger_of(tmp_path, rows).bad) == [str(folder / os.fsdecode(b"\xfe.mp4"))]
+    assert b"\xfe.mp4,cannot be decoded" in (tmp_path / "bad_files.csv").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------- evaluation, packs
@@ -394,7 +439,67 @@ def test_clips_of_a_pack_large_enough_are_the_files_own(drawn, tmp_path, monkeyp
     assert (made / "frames.u8").stat().st_size == GOOD * LENGTH * 30 * 40 * 3
     (tmp_path / "bad_files.csv").unlink()
     drawn(12, True, pack=30)
-    assert len(Ledger(tmp_path / "bad_files.csv", 1, 1.0).bad) == 3
+    assert len((tmp_path / "bad_files.csv").read_text().splitlines()) == 1 + 3
+
+
+def peak(of) -> int:
+    """Returns the most bytes held by the second call; the first one imports and compiles."""
+    of()
+    tracemalloc.start()
+    try:
+        of()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.avi"])
+def test_the_memory_that_a_film_takes_does_not_grow_with_its_length(tmp_path, monkeypatch, name):
+    picture, side = 120 * 160 * 3, 12
+    monkeypatch.setattr(codec, "AT_ONCE", 4 * picture)
+    path = tmp_path / name
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for number in range(240):
+            shade = np.full((120, 160, 3), number, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+        out.mux(stream.encode(None))
+    corpus = Corpus(sampling="span", span=(1.0, 1.0))
+    made = {"pack": lambda: pack.pack([path], Path(tempfile.mkdtemp(dir=tmp_path)), side, threads=1),
+            "drawn": lambda: module.drawn(path, corpus, frames=16, size=8, count=24, rng=np.random.default_rng(0)),
+            "views": lambda: views(path, corpus, frames=16, size=8, count=15)}
+    codec.inspect(path)
+    for way, make in made.items():
+        assert peak(make) < 20 * picture, way
+    by_blocks = {way: made[way]() for way in ("drawn", "views")}
+    monkeypatch.setattr(codec, "AT_ONCE", 2**26)
+    for way, video in by_blocks.items():
+        np.testing.assert_array_equal(video, made[way]())
+    whole = source.shrink(codec.read(path, np.arange(240)), side)
+    np.testing.assert_array_equal(pack.unpack(made["pack"]())(0).read(np.arange(240)), whole)
+
+
+def test_a_film_that_breaks_midway_leaves_nothing_in_the_pack(corpus_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(codec, "AT_ONCE", 1)
+    paths = [tmp_path / "broken.mp4", corpus_folder / "1.mp4"]
+    codec.write(paths[0], np.random.default_rng(0).integers(0, 256, (40, 32, 64, 3), np.uint8), 25.0)
+    data = bytearray(paths[0].read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = np.random.default_rng(1).bytes(3000)
+    paths[0].write_bytes(data)
+    assert len(next(codec.stream(paths[0], np.arange(40)))) == 1
+    packed = pack.unpack(pack.pack(paths, tmp_path / "packs", 12))
+    with pytest.raises(codec.VideoError, match="cannot be decoded"):
+        packed(0)
+    meant = source.shrink(codec.read(paths[1], np.arange(LENGTH)), 12)
+    np.testing.assert_array_equal(packed(1).read(np.arange(LENGTH)), meant)
+
+
+def test_a_full_disk_stops_a_pack_before_it_is_filled(corpus_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40, 2**20))
+    with pytest.raises(OSError, match=r"too full.*\(1 MiB free\).*corpus\.pack"):
+        pack.pack([corpus_folder / "0.mp4"], tmp_path / "packs", 12)
+    assert list((tmp_path / "packs").iterdir()) == []
 
 
 def test_a_pack_is_built_once_and_anew_for_a_changed_corpus(corpus_folder, tmp_path):
@@ -415,7 +520,7 @@ def test_an_interrupted_pack_leaves_nothing_behind(corpus_folder, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(pack, "_write", interrupted)
+        patched.setattr(pack, "shrink", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pack.pack([corpus_folder / "0.mp4"], tmp_path / "packs", 12)
     assert list((tmp_path / "packs").iterdir()) == []

@@ -3,8 +3,10 @@
 Every frame wears its own number as eight bright or dark bars, so that what was read can be told from what was asked.
 """
 
+import os
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import av
@@ -27,11 +29,14 @@ def numbers(video: np.ndarray) -> list[int]:
     return (bars << np.arange(8)).sum(1).tolist()
 
 
-def encode(path: Path, container: str, name: str, options: dict[str, str], pix_fmt: str = "yuv420p") -> Path:
+def encode(
+    path: Path, container: str, name: str, options: dict[str, str], pix_fmt: str = "yuv420p",
+    video: np.ndarray | None = None,
+) -> Path:
     with av.open(str(path), "w", format=container) as out:
         stream = out.add_stream(name, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 32, pix_fmt
-        for picture in numbered(COUNT):
+        for picture in numbered(COUNT) if video is None else video:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
     return path
@@ -60,6 +65,60 @@ def test_the_frames_asked_for_are_the_frames_returned(tmp_path, name):
     assert codec.inspect(path).frames == COUNT
     for asked in ASKED:
         assert numbers(codec.read(path, asked)) == asked.tolist()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_stream_gives_what_reading_gives_a_few_pictures_at_a_time(tmp_path, monkeypatch, name):
+    path = encode(tmp_path / name, *KINDS[name])
+    monkeypatch.setattr(codec, "AT_ONCE", 3 * 32 * 64 * 3 + 1)
+    for asked in (np.arange(COUNT), np.arange(3, COUNT, 4), np.array([1, 2, 25, COUNT - 1])):
+        blocks = list(codec.stream(path, asked))
+        assert [len(block) for block in blocks[:-1]] == [3] * ((len(asked) - 1) // 3)
+        np.testing.assert_array_equal(np.concatenate(blocks), codec.read(path, asked))
+
+
+@pytest.mark.parametrize(("name", "asked", "decoded"), [
+    *((name, np.arange(COUNT), COUNT) for name in ("h264.mp4", "h264.avi", "open_gop.mkv")),
+    ("h264.mp4", np.array([1, 37]), 2 + 2)])
+def test_a_stream_decodes_a_frame_once_and_leaps_where_nothing_is_wanted(tmp_path, monkeypatch, name, asked, decoded):
+    path, count, through = encode(tmp_path / name, *KINDS[name]), [], codec._frames_from
+    monkeypatch.setattr(codec, "AT_ONCE", 1)
+    monkeypatch.setattr(codec, "_frames_from", lambda *given: (count.append(0) or pair for pair in through(*given)))
+    assert numbers(np.concatenate(list(codec.stream(path, asked)))) == asked.tolist()
+    assert len(count) == decoded
+
+
+def test_frames_that_come_a_little_late_are_put_in_order():
+    class Frame:
+        is_corrupt = False
+
+    frames = {name: Frame() for name in range(60)}
+    late = sorted(frames, key=lambda name: name + 9 * (name % 8 == 0))
+    names = [name for name in frames if name % 3 and name < 50]
+    assert list(codec._ordered(names, ((name, frames[name]) for name in late), False)) == [frames[n] for n in names]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are text")
+def test_a_name_that_is_not_text_is_read_like_any_other(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff\xe9.mp4")
+    encode(tmp_path / "a.mp4", *KINDS["h264.mp4"]).rename(path)
+    assert numbers(codec.read(path, np.array([30, 5]))) == [30, 5]
+
+
+def test_a_title_that_is_not_text_and_an_unknown_codec_end_no_run(tmp_path):
+    path = encode(tmp_path / "a.mp4", *KINDS["h264.mp4"])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"VideoHandler", b"Video\xff\xfe\xefdler"))
+    assert numbers(codec.read(path, np.array([3]))) == [3]
+    path.write_bytes(data.replace(b"avc1", b"zzzz"))
+    with pytest.raises(codec.VideoError, match="nothing here decodes"):
+        codec.inspect(path)
+
+
+def test_pictures_of_more_than_eight_bits_are_streamed_as_they_are_read(tmp_path):
+    coloured = np.random.default_rng(0).integers(0, 256, (6, 8, 16, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    path, asked = encode(tmp_path / "a.mp4", "mp4", "libx264", X264, "yuv420p10le", coloured), np.arange(6)
+    np.testing.assert_array_equal(np.concatenate(list(codec.stream(path, asked))), codec.read(path, asked))
 
 
 def test_a_rotated_film_comes_out_upright(tmp_path):

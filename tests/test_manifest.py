@@ -155,6 +155,63 @@ def test_a_list_that_is_not_text_is_refused(tmp_path):
         load(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("header", [
+    "path, label , class_name", '"path","label","class_name"', 'path, "label", class_name'])
+def test_blanks_and_quotes_in_a_header_are_no_part_of_its_names(tmp_path, header):
+    rows = 'x.mp4, 1, run\n"y, z.mp4", 0 ,"hop"\n'
+    found = load(put(tmp_path, a_dot_csv=f"{header}\n{rows}") / "a.csv")
+    assert found == load(put(tmp_path, a_dot_csv='path,label,class_name\nx.mp4,1,run\n"y, z.mp4",0,hop\n') / "a.csv")
+    assert [(c.path.name, c.label) for c in found.clips] == [("x.mp4", 1), ("y, z.mp4", 0)]
+
+
+def test_a_header_of_kinetics_may_be_quoted(tmp_path):
+    text = (kinetics(tmp_path)).read_text()
+    quoted = put(tmp_path, q_dot_csv=text.replace("label,youtube_id,", '"label", "youtube_id",')) / "q.csv"
+    assert load(quoted) == load(tmp_path / "k.csv")
+
+
+def test_linked_class_folders_count_like_any_other(tmp_path):
+    meant = load(class_tree(tmp_path / "real"))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("hop", "run"):
+        (linked / name).symlink_to(tmp_path / "real" / name)
+    found = load(linked)
+    assert found.classes == meant.classes == ("hop", "run")
+    assert [(c.path.relative_to(linked), c.label) for c in found.clips] == [
+        (c.path.relative_to(tmp_path / "real"), c.label) for c in meant.clips]
+
+
+def test_links_that_lead_back_are_not_followed_for_ever(tmp_path):
+    meant = load(class_tree(tmp_path))
+    (tmp_path / "run" / "again").symlink_to(tmp_path)
+    (tmp_path / "hop" / "itself").symlink_to(tmp_path / "hop")
+    assert load(tmp_path) == meant
+
+
+def test_what_lies_in_a_hidden_folder_is_no_clip(tmp_path):
+    meant = load(class_tree(tmp_path))
+    put(tmp_path, _dot_trash__z_dot_mp4="", run___dot_thumbs__b_dot_mp4="")
+    assert load(tmp_path) == meant
+
+
+def test_a_hidden_folder_is_read_where_it_is_asked_for(tmp_path):
+    assert len(load(class_tree(tmp_path / ".corpus")).clips) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    folder, listed = class_tree(tmp_path), Path.iterdir
+
+    def iterdir(path):
+        if path.name == "run":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(ManifestError, match=r"run: cannot be listed \(Permission denied\)"):
+        load(folder)
+
+
 def test_select_keeps_one_split_and_the_classes(tmp_path):
     manifest = load(ours(tmp_path))
     chosen = select(manifest, "test")

@@ -148,7 +148,7 @@ def read(
         asked = by_token(shared, plan or attentive.Recipe(), beside)
         readers |= {name + TOKENS: reader for name, reader in asked.items()}
     rows = settled(labelled(source), seed)
-    found = features.tables(readers, rows, settings, Ledger(ledger, len(rows.clips), settings.corpus.max_bad), views)
+    found = features.tables(readers, rows, settings, Ledger(ledger, rows.paths, settings.corpus.max_bad), views)
     return Reading(
         {name: table for name, table in found.items() if not name.endswith(TOKENS)},
         {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)},

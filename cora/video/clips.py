@@ -22,13 +22,15 @@ from cora.config import Corpus
 from cora.video import codec, pack
 from cora.video.ledger import CorpusError, Ledger
 from cora.video.manifest import Manifest
-from cora.video.source import Opened, Source, files, resize, shrink
+from cora.video.source import Opened, Source, files, resize, shrink, shrunk
 
 Video = UInt8[np.ndarray, "T H W 3"]
 Size = int | tuple[int, int]
 """Height and width of a clip in pixels; one number for a square."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom of a crop in pixels of the frame."""
+Framing = tuple[Box, bool]
+"""What is seen of a frame, and whether it is mirrored."""
 
 
 def clips(
@@ -75,7 +77,7 @@ def _elements(
     number, shards = shard
     if not 0 <= number < shards <= len(manifest.clips):
         raise ValueError(f"shard = {shard!r}: must be (i, n) with 0 <= i < n <= {len(manifest.clips)} clips")
-    paths = [clip.path for clip in manifest.clips]
+    paths = manifest.paths
     opened = pack.unpack(pack.pack(paths, pack.cache(), corpus.pack, corpus.threads)) if corpus.pack else files(paths)
     places = range(number, len(paths), shards)
 
@@ -104,12 +106,11 @@ def views(path: Path | str, corpus: Corpus, *, frames: int, size: Size, count: i
     in training is; a wider or taller picture is first cut to the nearest such aspect about its centre.
     Raises codec.VideoError.
     """
-    info = codec.inspect(Path(path))
+    info = _seen(path, corpus)
     numbers = np.stack([_numbers(info, corpus, frames, (view + 0.5) / count, 1.0) for view in range(count)])
-    video, where = _read(path, corpus, numbers)
-    high, wide = (size, size) if isinstance(size, int) else size
-    box = _centre(video.shape[1], video.shape[2], corpus.crop_aspect, wide / high)
-    return resize(video, box, high, wide)[where]
+    high, wide = _sides(size)
+    box = _centre(info.height, info.width, corpus.crop_aspect, wide / high)
+    return _several(path, corpus, numbers, [(box, False)] * count, size)
 
 
 def drawn(
@@ -119,19 +120,33 @@ def drawn(
 
     Raises codec.VideoError.
     """
-    info = codec.inspect(Path(path))
+    info = _seen(path, corpus)
     numbers = np.stack([_numbers(info, corpus, frames, rng.uniform(), rng.uniform(*corpus.span)) for _ in range(count)])
-    video, where = _read(path, corpus, numbers)
-    return np.stack([_framed(video[own], corpus, size, rng) for own in where])
+    framings = [_framing(info.height, info.width, corpus, size, rng) for _ in range(count)]
+    return _several(path, corpus, numbers, framings, size)
 
 
-def _read(
-    path: Path | str, corpus: Corpus, numbers: Int[np.ndarray, "V T"]
-) -> tuple[UInt8[np.ndarray, "_ H W 3"], Int[np.ndarray, "V T"]]:
-    """Returns the frames of these numbers, each once and as a pack would hold it, and where each number's is."""
+def _seen(path: Path | str, corpus: Corpus) -> codec.VideoInfo:
+    """Returns the file's promise as a pack would give it."""
+    info = codec.inspect(Path(path))
+    height, width = shrunk(info.height, info.width, corpus.pack or min(info.height, info.width))
+    return info._replace(height=height, width=width)
+
+
+def _several(
+    path: Path | str, corpus: Corpus, numbers: Int[np.ndarray, "V T"], framings: Sequence[Framing], size: Size
+) -> UInt8[np.ndarray, "V T H W 3"]:
+    """Returns the views of these frames, each decoded once and framed as it comes: together they may exceed memory."""
     needed, where = np.unique(numbers, return_inverse=True)
-    video = codec.read(Path(path), needed)
-    return shrink(video, corpus.pack) if corpus.pack else video, where.reshape(numbers.shape)
+    made = np.empty((*numbers.shape, *_sides(size), 3), np.uint8)
+    places = where.reshape(numbers.shape)
+    for block in codec.stream(Path(path), needed):
+        pictures = shrink(block, corpus.pack) if corpus.pack else block
+        for view, time in np.argwhere((places >= 0) & (places < len(block))):
+            here = places[view, time]
+            made[view, time] = _framed(pictures[here : here + 1], framings[view], size)[0]
+        places = places - len(block)
+    return made
 
 
 # ------------------------------------------------------------------------------------------------- one training clip
@@ -177,16 +192,25 @@ def _cut(corpus: Corpus, frames: int, size: Size, film: Opened, rng: np.random.G
     """Returns one random clip: a window in time, one crop for all its frames, perhaps mirrored."""
     numbers = _numbers(film.info, corpus, frames, rng.uniform(), rng.uniform(*corpus.span))
     needed, where = np.unique(numbers, return_inverse=True)
-    return _framed(film.read(needed), corpus, size, rng)[where]
+    video = film.read(needed)  # before the framing is drawn: what replaces an unreadable file depends on the order
+    return _framed(video, _framing(video.shape[1], video.shape[2], corpus, size, rng), size)[where]
 
 
-def _framed(video: UInt8[np.ndarray, "n h w 3"], corpus: Corpus, size: Size, rng: np.random.Generator) -> Video:
-    """Returns the frames in one random crop, perhaps mirrored."""
-    high, wide = (size, size) if isinstance(size, int) else size
-    box = _crop(video.shape[1], video.shape[2], corpus.crop_scale, corpus.crop_aspect, wide / high, rng)
-    mirrored = corpus.flip and rng.uniform() < 0.5
-    video = resize(video, box, high, wide)
+def _framing(height: int, width: int, corpus: Corpus, size: Size, rng: np.random.Generator) -> Framing:
+    """Returns one random crop, and whether it is mirrored."""
+    high, wide = _sides(size)
+    box = _crop(height, width, corpus.crop_scale, corpus.crop_aspect, wide / high, rng)
+    return box, corpus.flip and rng.uniform() < 0.5
+
+
+def _framed(video: UInt8[np.ndarray, "n h w 3"], framing: Framing, size: Size) -> Video:
+    box, mirrored = framing
+    video = resize(video, box, *_sides(size))
     return np.ascontiguousarray(video[:, :, ::-1]) if mirrored else video
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _numbers(info: codec.VideoInfo, corpus: Corpus, frames: int, place: float, part: float) -> Int[np.ndarray, "T"]:

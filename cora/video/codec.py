@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import decord
@@ -26,42 +27,18 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Int, UInt8
 
+from cora.video.promise import Packet, VideoError, VideoInfo, check_packets, leading_pictures
+
 decord.logging.set_level(decord.logging.QUIET)
 
 SEEKABLE = ("mp4", "matroska")
 """Containers whose timestamps name frames; in every other the frames are counted from the first."""
 TRUSTED = ("h264", "vp8", "vp9", "av1", "mjpeg", "mpeg4")
-"""Codecs that decord reads rightly out of these containers, if no key frame has leading pictures."""
-
-
-class VideoError(Exception):
-    """A file that cannot be read as video: `path`, and `reason` in a few words."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type["VideoError"], tuple[Path, str]]:
-        # Exception pickles its message alone, and a worker process could not hand the error back.
-        return VideoError, (self.path, self.reason)
-
-
-class VideoInfo(NamedTuple):
-    """What a file promises: number of frames, frames a second, size in pixels, name of the codec."""
-
-    frames: int
-    fps: float
-    height: int
-    width: int
-    codec: str
-
-
-class _Packet(NamedTuple):
-    pts: Any  # int, or None where the container gives no time; checked before use
-    key: bool
-    discard: bool
-    corrupt: bool
+"""Codecs that decord reads rightly out of these containers, as PyAV does, if no key frame has leading pictures."""
+AT_ONCE = 2**26
+"""Bytes of pictures in one block of a stream."""
+LATE = 16
+"""By so many pictures a decoder may hand one out too late: no codec's delay is longer."""
 
 
 class _Scan(NamedTuple):
@@ -87,18 +64,34 @@ def read(path: Path, frames: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3
 
     Raises VideoError where the file cannot give one of them, and IndexError for a number the file never promised.
     """
+    scan = _checked(path, frames := np.asarray(frames, np.int64))
+    if not len(frames):
+        return np.zeros((0, scan.info.height, scan.info.width, 3), np.uint8)
+    video = _read_decord(path, frames, scan.info) if scan.by_decord else None
+    if video is not None:
+        return _promised(path, video, scan.info)
+    needed, where = np.unique(frames, return_inverse=True)
+    return np.stack(list(_pictures(path, needed, scan)))[where]
+
+
+def stream(path: Path, frames: Int[np.ndarray, "T"]) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:
+    """Yields the frames of these ascending numbers, the same as `read` returns, in one pass, `AT_ONCE` bytes at a time.
+
+    Raises as `read` does, but late: the frames before a damage have been given out by then.
+    """
+    scan = _checked(path, frames)
+    pictures = _pictures(path, frames, scan)
+    count = max(1, AT_ONCE // (scan.info.height * scan.info.width * 3))
+    for _ in range(0, len(frames), count):
+        yield np.stack(list(islice(pictures, count)))
+
+
+def _checked(path: Path, frames: Int[np.ndarray, "T"]) -> _Scan:
     scan = _scan(path)
-    wanted = np.asarray(frames, np.int64)
-    outside = wanted[(wanted < 0) | (wanted >= scan.info.frames)]
+    outside = frames[(frames < 0) | (frames >= scan.info.frames)]
     if len(outside):
         raise IndexError(f"{path}: frame {outside[0]} does not exist; legal: 0 to {scan.info.frames - 1}")
-    if not len(wanted):
-        return np.zeros((0, scan.info.height, scan.info.width, 3), np.uint8)
-    video = _read_decord(path, wanted, scan.info) if scan.by_decord else None
-    video = _read_av(path, wanted, scan) if video is None else video
-    if video.shape[1:3] != (scan.info.height, scan.info.width):
-        raise VideoError(path, f"has pictures of {video.shape[1:3]} where it promises {scan.info[2:4]} (height, width)")
-    return video
+    return scan
 
 
 def write(path: Path, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
@@ -150,10 +143,12 @@ def _missing(error: OSError) -> str:
 def _opened(path: Path, options: dict[str, str] | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens the file's first video stream; whatever PyAV or the disk has against it becomes a VideoError."""
     try:
-        with av.open(str(path.absolute()), options=options) as container:
+        with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise VideoError(path, "has no video stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(path, "has a codec that nothing here decodes")
             stream.codec_context.thread_count = 1  # clips are decoded side by side already
             yield container, stream
     except (av.FFmpegError, OSError) as error:
@@ -169,7 +164,7 @@ def _scan_version(path: Path, size: int, mtime_ns: int) -> _Scan:
         timed = any(name in container.format.name for name in SEEKABLE) and all(p.pts is not None for p in packets)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         codec = stream.codec_context.codec.canonical_name
-    _check_packets(path, rate, packets)
+    check_packets(path, rate, packets)
     if picture is None:
         raise VideoError(path, "has no picture that can be decoded")
     height, width = _upright(picture, VideoReformatter()).shape[:2]
@@ -181,30 +176,23 @@ def _scan_version(path: Path, size: int, mtime_ns: int) -> _Scan:
     keys = np.sort(np.array([p.pts for p in packets if p.key], np.int64))
     # What is shown before the first key frame belongs to pictures that were cut off.
     stamps = np.unique(np.array([p.pts for p in packets if not p.discard and p.pts >= keys[0]], np.int64))
-    whole = len(stamps) == len(packets) and not _leading_pictures(packets)
-    trusted = info.codec in TRUSTED and whole and picture.rotation == 0
+    whole = len(stamps) == len(packets) and not leading_pictures(packets)
+    # Of more than eight bits the two decoders make unlike pictures, and a stream must be equal to a reading.
+    plain = picture.rotation == 0 and all(part.bits == 8 for part in picture.format.components)
+    trusted = info.codec in TRUSTED and whole and plain
     return _Scan(info._replace(frames=len(stamps)), trusted, stamps, keys)
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> tuple[list[_Packet], av.VideoFrame | None]:
+def _packets(container: InputContainer, stream: VideoStream) -> tuple[list[Packet], av.VideoFrame | None]:
     """Returns all packets and the first picture: only pictures tell how a film is rotated."""
-    packets: list[_Packet] = []
+    packets: list[Packet] = []
     picture = None
     for packet in container.demux(stream):
         if packet.size:
-            packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt))
+            packets.append(Packet(packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt))
         if picture is None and any(p.key for p in packets):
             picture = next(iter(packet.decode()), None)
     return packets, picture
-
-
-def _check_packets(path: Path, rate: float, packets: list[_Packet]) -> None:
-    if not rate > 0:
-        raise VideoError(path, "does not say how many frames a second it has")
-    if any(p.corrupt for p in packets):
-        raise VideoError(path, "is truncated or damaged: a packet is incomplete")
-    if not any(p.key for p in packets):
-        raise VideoError(path, "has no frames" if not packets else "has no key frame to start from")
 
 
 def _check_samples(path: Path, promised: int) -> None:
@@ -229,50 +217,67 @@ def _count(path: Path, promised: int) -> int:
     return count
 
 
-def _leading_pictures(packets: list[_Packet]) -> bool:
-    """Says whether a picture stored after a key frame is shown before it: the mark of an open group of pictures."""
-    key = packets[0].pts
-    for packet in packets:
-        key = packet.pts if packet.key else key
-        if packet.pts < key:
-            return True
-    return False
-
-
 # ------------------------------------------------------------------------------------------------- the two decoders
 
 
 def _read_decord(path: Path, wanted: Int[np.ndarray, "T"], info: VideoInfo) -> UInt8[np.ndarray, "T H W 3"] | None:
     """Returns the frames, or None where decord fails or counts other frames than the packets hold.
 
-    Its failures prove nothing: version 3.4.0 cannot hand out pictures 16, 24, 32, 48 or 96 pixels wide. PyAV is asked
-    then, and has the better reasons too.
+    Its failures prove nothing: version 3.4.0 cannot hand out pictures 16, 24, 32, 48 or 96 pixels wide, nor open a
+    file whose name is not UTF-8. PyAV is asked then, and has the better reasons too.
     """
     try:
         # Beware: without fault_tol decord fills frames that it cannot decode with copies of their neighbours.
         reader = decord.VideoReader(str(path.absolute()), num_threads=1, fault_tol=1)
         return reader.get_batch(wanted).asnumpy() if len(reader) == info.frames else None
-    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError):
+    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, UnicodeEncodeError):
         return None
 
 
-def _read_av(path: Path, wanted: Int[np.ndarray, "T"], scan: _Scan) -> UInt8[np.ndarray, "T H W 3"]:
-    names = wanted if scan.stamps is None else scan.stamps[wanted]
-    first, last, needed = int(names.min()), int(names.max()), set(names.tolist())
-    found: dict[int, UInt8[np.ndarray, "H W 3"]] = {}
+def _pictures(path: Path, frames: Int[np.ndarray, "T"], scan: _Scan) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Yields by PyAV the frames of these ascending numbers, and leaps over groups of pictures without any of them.
+
+    decord has no part in this: its own thread decodes far ahead of what is asked for, up to a whole film.
+    """
+    names = frames if scan.stamps is None else scan.stamps[frames]
+    groups = np.searchsorted(scan.keys, names, side="right")
     convert = VideoReformatter()  # one for all frames: a new one for each takes longer than decoding small pictures
+    numbers = iter(frames.tolist())
     with _opened(path) as (container, stream):
-        for name, frame in _frames_from(container, stream, first, scan):
-            if name in needed and not frame.is_corrupt:
-                found[name] = _upright(frame, convert)
-            if name >= last:
-                break
-    absent = [int(i) for i, name in zip(wanted, names, strict=True) if int(name) not in found]
-    if absent:
-        raise VideoError(path, f"ends or is damaged before frame {min(absent)} of {scan.info.frames}")
-    if len({picture.shape for picture in found.values()}) > 1:
-        raise VideoError(path, "has pictures of several sizes")
-    return np.stack([found[name] for name in names.tolist()])
+        for run in np.split(names, np.flatnonzero(np.diff(groups) > 1) + 1) if len(names) else ():
+            # decord hands out what its decoder has mended, so the same is done here where decord is trusted.
+            for frame in _ordered(run.tolist(), _frames_from(container, stream, int(run[0]), scan), scan.by_decord):
+                number = next(numbers)
+                if frame is None:
+                    raise VideoError(path, f"ends or is damaged before frame {number} of {scan.info.frames}")
+                yield _promised(path, _upright(frame, convert), scan.info)
+
+
+def _ordered(
+    names: list[int], decoded: Iterator[tuple[int, av.VideoFrame]], mended: bool
+) -> Iterator[av.VideoFrame | None]:
+    """Yields the frame of each name, or None where there is none; `mended` says whether corrupt ones count.
+
+    Frames may come out of order by `LATE` of those named, so that few wait at a time.
+    """
+    needed, found, given = set(names), dict[int, av.VideoFrame](), 0
+    for name, frame in decoded:
+        if name in needed and (mended or not frame.is_corrupt):
+            found[name] = frame
+        if name >= names[-1]:
+            break
+        if len(found) > LATE:
+            needed.discard(names[given])
+            yield found.pop(names[given], None)
+            given += 1
+    yield from (found.pop(name, None) for name in names[given:])
+
+
+def _promised(path: Path, pictures: UInt8[np.ndarray, "... 3"], info: VideoInfo) -> UInt8[np.ndarray, "... 3"]:
+    height, width = pictures.shape[-3:-1]
+    if (height, width) != (info.height, info.width):
+        raise VideoError(path, f"has pictures of {height, width} where it promises {info[2:4]} (height, width)")
+    return pictures
 
 
 def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> UInt8[np.ndarray, "H W 3"]:

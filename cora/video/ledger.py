@@ -5,9 +5,10 @@ Knows a CSV file with the columns path and reason; never what becomes of a clip 
 
 import csv
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
-from cora.video.codec import VideoError
+from cora.video.promise import VideoError
 
 COLUMNS = ("path", "reason")
 
@@ -19,43 +20,45 @@ class CorpusError(RuntimeError):
 class Ledger:
     """Every unreadable file once, appended to a CSV the moment it is met; lines of an earlier run are kept.
 
-    `files` is how many files the corpus has, and `max_bad` the fraction of them that may be unreadable. Threads may
-    share a ledger; it pickles as its path, so worker processes share the file.
+    `files` are those of the corpus: of them alone the fraction `max_bad` may be unreadable, whatever other corpora
+    left in the list. A file is known by its absolute path. Threads may share a ledger; it pickles as its path and
+    files, so worker processes share the list.
     """
 
-    def __init__(self, path: Path, files: int, max_bad: float) -> None:
-        self.path, self.files, self.max_bad = path, files, max_bad
+    def __init__(self, path: Path, files: Iterable[Path], max_bad: float) -> None:
+        self.path, self.files, self.max_bad = path, frozenset(map(_name, files)), max_bad
         self._lock = threading.Lock()
-        self._bad = _lines(path)
+        self._listed = _lines(path)
 
-    def __reduce__(self) -> tuple[type["Ledger"], tuple[Path, int, float]]:
-        return Ledger, (self.path, self.files, self.max_bad)  # a lock does not pickle
+    def __reduce__(self) -> tuple[type["Ledger"], tuple[Path, frozenset[Path], float]]:
+        return Ledger, (self.path, frozenset(map(Path, self.files)), self.max_bad)  # a lock does not pickle
 
     @property
     def bad(self) -> dict[str, str]:
-        """Returns {path: reason} of the files met so far."""
+        """Returns {absolute path: reason} of the corpus' files met so far."""
         with self._lock:
-            return dict(self._bad)
+            return {name: reason for name, reason in self._listed.items() if name in self.files}
 
     def record(self, error: VideoError) -> None:
         """Writes the file down unless it stands there. Raises CorpusError once more than `max_bad` of all are bad."""
+        name = _name(error.path)
         with self._lock:
-            if str(error.path) not in self._bad:
-                self._bad |= _lines(self.path)  # another process may have met it
-            if str(error.path) not in self._bad:
-                self._append(str(error.path), error.reason)
-            bad = len(self._bad)
-        if bad > self.max_bad * self.files:
+            if name not in self._listed:
+                self._listed |= _lines(self.path)  # another process may have met it
+            if name not in self._listed:
+                self._append(name, error.reason)
+        bad, files = len(self.bad), len(self.files)
+        if bad > self.max_bad * files:
             raise CorpusError(
-                f"{bad} of {self.files} files ({bad / self.files:.0%}) are unreadable, and corpus.max_bad is "
+                f"{bad} of {files} files ({bad / files:.0%}) are unreadable, and corpus.max_bad is "
                 f"{self.max_bad}. They are listed with reasons in {self.path}. Repair them or take them out of the "
                 f"manifest, then delete that list; or raise corpus.max_bad"
             )
 
     def _append(self, path: str, reason: str) -> None:
-        self._bad[path] = reason
+        self._listed[path] = reason
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+", newline="", encoding="utf-8") as file:
+        with self.path.open("a+", newline="", encoding="utf-8", errors="surrogateescape") as file:
             file.seek(0)
             before = file.read()
             lines = csv.writer(file, lineterminator="\n")
@@ -66,8 +69,13 @@ class Ledger:
             lines.writerow((path, reason))
 
 
+def _name(path: Path) -> str:
+    return str(path.absolute())
+
+
 def _lines(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and tuple(row) != COLUMNS}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:  # a file's name need not be UTF-8
+        rows = [row for row in csv.reader(file) if len(row) == 2 and tuple(row) != COLUMNS]
+    return {_name(Path(name)): reason for name, reason in rows}

@@ -7,7 +7,7 @@ error here: whoever reads it finds out, and the run's ledger says so.
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,11 @@ class Manifest:
 
     clips: tuple[Clip, ...]
     classes: tuple[str, ...]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Returns every clip's file, in their order."""
+        return [clip.path for clip in self.clips]
 
 
 def load(path: Path) -> Manifest:
@@ -104,7 +109,7 @@ def _first(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         head = file.readline(65536).decode("utf-8-sig", errors="replace").strip()
-    return "" if "\0" in head or "\ufffd" in head else head
+    return "" if "\0" in head or "\ufffd" in head else next(iter(head.splitlines()), "")
 
 
 def _label(path: Path, line: int, text: str) -> int:
@@ -127,14 +132,14 @@ def _json(path: Path) -> Any:
 
 
 def _table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Returns (line number, row) of a CSV with a header."""
+    """Returns (line number, row) of a CSV with a header; blanks around cells are no part of them."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, skipinitialspace=True)  # else a quote after a blank would be a letter
         rows = [(reader.line_num, row) for row in reader]
     for line, row in rows:
         if None in row or None in row.values():
             raise ManifestError(f"{path}:{line}: has not as many cells as the header ({len(reader.fieldnames or [])})")
-    return rows
+    return [(line, {name.strip(): cell.strip() for name, cell in row.items()}) for line, row in rows]
 
 
 # ------------------------------------------------------------------------------------------------- one reader a format
@@ -237,7 +242,7 @@ def _something(path: Path) -> Iterable[Clip]:
 
 def _folders(path: Path) -> Iterable[Clip]:
     """root/split/class/clip, root/class/clip, root/split/clip or root/clip; one class alone is no label."""
-    found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES + IMAGES and not f.name.startswith("."))
+    found = sorted(f for f in _visible(path, frozenset()) if f.suffix.lower() in SUFFIXES + IMAGES)
     files = [f for f in found if f.suffix.lower() in SUFFIXES] or found
     above = [f.relative_to(path).parts[:-1] for f in files]
     splits = [SPLITS.get(folders[0].lower(), "") if folders else "" for folders in above]
@@ -256,8 +261,24 @@ def _folders(path: Path) -> Iterable[Clip]:
         yield Clip(file, names.index(name) if name else None, name, "", split)
 
 
+def _visible(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yields the files below a folder, through links too unless they lead back to a folder `above`; none is hidden."""
+    own = folder.resolve()
+    if own in above:
+        return
+    try:
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise ManifestError(f"{folder}: cannot be listed ({error.strerror}); make it readable or move it") from error
+    for path in inside:
+        yield from _visible(path, above | {own}) if path.is_dir() else (path,)
+
+
 def _has_header(*cells: str) -> Callable[[Path], bool]:
-    return lambda path: set(cells) <= set(_first(path).split(","))
+    def looks_right(path: Path) -> bool:
+        return set(cells) <= {cell.strip() for row in csv.reader([_first(path)], skipinitialspace=True) for cell in row}
+
+    return looks_right
 
 
 def _is_named(pattern: str, inside: str) -> Callable[[Path], bool]:

@@ -11,17 +11,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from cora.video import codec
-from cora.video.source import Opened, Source, shrink
+from cora.video.source import Opened, Source, shrink, shrunk
 
 FORMAT = 1
 """Counts up whenever the bytes of a pack would change, so that older packs are not found."""
@@ -102,40 +103,47 @@ def _name(paths: Sequence[Path], side: int) -> str:
             version = f"{status.st_size} {status.st_mtime_ns}"
         except OSError:
             version = "missing"
-        digest.update(f"\0{path.absolute()}\0{version}".encode())
+        digest.update(b"\0" + os.fsencode(path.absolute()) + f"\0{version}".encode())  # a name need not be UTF-8
     return digest.hexdigest()[:16]
 
 
 def _build(paths: Sequence[Path], folder: Path, side: int, threads: int) -> None:
     entries: list[dict[str, Any]] = []
-    start, chunk = 0, 8 * threads  # a chunk bounds how many decoded videos wait for the disk
-    with ThreadPoolExecutor(threads) as pool, (folder / "frames.u8").open("wb") as file:
+    chunk = 8 * threads  # bounds how many files' pictures wait for those before them
+    with ThreadPoolExecutor(threads) as pool, (folder / "frames.u8").open("wb") as whole:
         for first in range(0, len(paths), chunk):
-            for entry, video in pool.map(partial(_shrunk, side), paths[first : first + chunk]):
-                if video is not None:
-                    entry["start"] = start
-                    _write(file.write, video, folder)
-                    start += video.nbytes
+            for entry, own in pool.map(partial(_shrunk, folder, side), paths[first : first + chunk]):
+                if own is not None:
+                    entry["start"] = whole.tell()
+                    with own:
+                        own.seek(0)
+                        shutil.copyfileobj(own, whole)
                 entries.append(entry)
     (folder / "index.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
-def _write(write: Callable[[Any], int], video: UInt8[np.ndarray, "T H W 3"], folder: Path) -> None:
+def _shrunk(folder: Path, side: int, path: Path) -> tuple[dict[str, Any], IO[bytes] | None]:
+    """Returns the file's entry and its pictures, in a nameless file of their own: films exceed memory."""
+    with ExitStack() as undone:
+        try:
+            info = codec.inspect(path)
+            height, width = shrunk(info.height, info.width, side)
+            kept = {"path": str(path.absolute()), **info._replace(height=height, width=width)._asdict()}
+            _check_room(folder, _bytes(kept))
+            own = undone.enter_context(tempfile.TemporaryFile(dir=folder))
+            for block in codec.stream(path, np.arange(info.frames)):
+                own.write(np.ascontiguousarray(shrink(block, side)).data)
+        except codec.VideoError as error:
+            return {"path": str(path.absolute()), "reason": error.reason}, None
+        undone.pop_all()
+        return kept, own
+
+
+def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < 2 * video.nbytes + 2**28:  # leave the user's disk some air
+    if free < 2 * size + 2**28:  # the file's own pictures, their copy in the pack, and some air for the user
         raise OSError(f"{folder.parent}: the disk is too full for a pack ({free >> 20} MiB free); set corpus.pack to 0 "
                       f"or a smaller side, or XDG_CACHE_HOME to a roomier disk")
-    write(np.ascontiguousarray(video).data)
-
-
-def _shrunk(side: int, path: Path) -> tuple[dict[str, Any], UInt8[np.ndarray, "T H W 3"] | None]:
-    try:
-        info = codec.inspect(path)
-        video = shrink(codec.read(path, np.arange(info.frames)), side)
-    except codec.VideoError as error:
-        return {"path": str(path), "reason": error.reason}, None
-    kept = info._replace(height=video.shape[1], width=video.shape[2])
-    return {"path": str(path), **kept._asdict()}, video
 
 
 def _sweep(folder: Path) -> None:

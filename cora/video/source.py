@@ -32,9 +32,13 @@ def shrink(video: UInt8[np.ndarray, "T H W 3"], side: int) -> UInt8[np.ndarray, 
     height, width = video.shape[1:3]
     if min(height, width) <= side:
         return video
-    scale = side / min(height, width)
-    whole = (0.0, 0.0, float(width), float(height))
-    return resize(video, whole, max(side, round(height * scale)), max(side, round(width * scale)))
+    return resize(video, (0.0, 0.0, float(width), float(height)), *shrunk(height, width, side))
+
+
+def shrunk(height: int, width: int, side: int) -> tuple[int, int]:
+    """Returns height and width of what `shrink` makes of pictures of this size."""
+    scale = min(1.0, side / min(height, width))
+    return max(min(side, height), round(height * scale)), max(min(side, width), round(width * scale))
 
 
 def resize(
