@@ -21,9 +21,16 @@ class CheckpointError(ValueError):
     """A folder holds no checkpoint, or that of another config; the message says what differs."""
 
 
+def step_of(path: Path) -> int | None:
+    """Returns the step of a step folder (RUN/checkpoints/STEP), None for any other path: a run may lie in a folder of
+    that name too."""
+    is_step = path.parent.name == STEPS and path.name.isdecimal() and not (path / "config.json").is_file()
+    return int(path.name) if is_step else None
+
+
 def run_of(path: Path) -> Path:
-    """Returns the run folder that a path names: itself, or for a step folder (RUN/checkpoints/STEP) its run."""
-    return path.parent.parent if path.parent.name == STEPS else path
+    """Returns the run folder that a path names: itself, or for a step folder its run."""
+    return path if step_of(path) is None else path.parent.parent
 
 
 def config_of(path: Path) -> config.Pretrain:
@@ -100,7 +107,7 @@ def read_state(path: Path, like: State) -> tuple[int, State]:
     Names of fields and keys must be those of what was saved; what `like` lacks, the optimiser's state as a rule, is
     not read.
     """
-    root, step = run_of(path) / STEPS, int(path.name) if path.parent.name == STEPS else None
+    root, step = run_of(path) / STEPS, step_of(path)
     if not root.is_dir():
         raise CheckpointError(f"{path}: no checkpoint; give the --workdir of a `cora pretrain` or a step folder")
     with ocp.CheckpointManager(root.absolute()) as manager:
