@@ -107,14 +107,15 @@ def probe(
     """
     from cora.measure import attentive, evaluation
     from cora.store.checkpoint import run_of
+    from cora.store.probes import SCORES
 
     plan = attentive.recipe(grid, depth=depth, heads=heads, epochs=epochs, level=level, of=tokens)
     methods: Any = tuple(method.split(","))
     home = run_of(ckpt)
     reading = evaluation.read(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv", against=against,
                               plan=plan, views=evaluation.VIEWS if views is None else views)
-    report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home)
-    (home / "probe.json").write_text(json.dumps(report, indent=2))
+    report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home) | {"corpus": str(manifest)}
+    (home / SCORES).write_text(json.dumps(report, indent=2))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2))
     console.print(evaluation.as_table(report))

@@ -348,10 +348,12 @@ def test_what_hugging_face_cannot_hold_is_refused(change, said, tmp_path):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"heads": 4}, "--heads 2"), ({"of": "change"}, "--tokens whole"), ({"level": 0}, "--level 1"),
+    ({"step": 200}, r"probe\.step = 200: .* of step None.* export RUN/checkpoints/200"),
 ])
 def test_a_probe_that_does_not_fit_says_how_to_train_one(change, said, tmp_path):
     encoder = trained()
-    probe = exchange.Probe({"classifier": {"linear": {"kernel": np.zeros((24, 2))}}}, 2, 1, 1, "whole", ("a", "b"))
+    head = {"classifier": {"linear": {"kernel": np.zeros((24, 2))}}}
+    probe = exchange.Probe(head, 2, 1, 1, "whole", ("a", "b"), None)
     save_probe(tmp_path, probe._replace(**change))
     with pytest.raises(config.ConfigError, match=said):
         exchange.write(tmp_path, tmp_path / "hf", encoder, "hf", probe=True)

@@ -99,6 +99,8 @@ class Reading(NamedTuple):
     models: dict[str, config.Model]
     """The encoders' shapes, by the same names."""
     classes: tuple[str, ...]
+    step: int | None = None
+    """Of the trained encoder, where it knows."""
 
     def divided(self, split: np.ndarray) -> "Reading":
         """Returns the same rows under another split, `train` or `test` for each."""
@@ -121,6 +123,8 @@ def read(
         choice("method", method, (*METHODS, ATTENTIVE))
     require(views >= 0, "views", views, "must not be negative; nearest: 0")
     settings, readable = encoders(ckpt, against, beside)
+    own = readable["trained"]
+    step = own.record.get("step") if isinstance(own, Pretrained) else None
     shared = {name: features.Once(encoder) for name, encoder in readable.items()}
     readers = pooled(shared, beside) if set(methods) & set(METHODS) else {}
     if ATTENTIVE in methods:
@@ -131,7 +135,7 @@ def read(
     return Reading(
         {name: table for name, table in found.items() if not name.endswith(TOKENS)},
         {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)},
-        {name: encoder.model for name, encoder in readable.items()}, tuple(rows.classes))
+        {name: encoder.model for name, encoder in readable.items()}, tuple(rows.classes), step)
 
 
 def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: attentive.Recipe | None = None,
@@ -149,7 +153,7 @@ def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: at
     report = compare(tables.pop("trained"), tables, tabular, seed=seed)
     if ATTENTIVE in methods:
         report = {ATTENTIVE: _attentive(reading, plan or attentive.Recipe(), keep, seed)} | report
-    report["views"] = 1 + (0 if views is None else views.shape[2])
+    report |= {"views": 1 + (0 if views is None else views.shape[2]), "step": reading.step}
     for own in (report[method] for method in methods):
         for other in (own[name] for name in BESIDE if name in own):
             other |= paired(own["by_group"], other["by_group"], seed)
@@ -169,7 +173,7 @@ def _attentive(reading: Reading, plan: attentive.Recipe, keep: Path | None, seed
             classes = reading.classes
             labels = tuple(classes[i] if i < len(classes) else str(i) for i in fitted.classes)
             if keep is not None:
-                save_probe(keep, Probe(fitted.weights, heads, plan.depth, level, plan.of, labels))
+                save_probe(keep, Probe(fitted.weights, heads, plan.depth, level, plan.of, labels, reading.step))
     return found.pop("trained") | found
 
 

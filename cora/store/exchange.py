@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from cora import config
 from cora.schema import require
 from cora.store import checkpoint, hugging_face, meta, onnx_file, stablehlo, torch_file, weights
-from cora.store.probes import Probe, load_probe, save_probe, tree_of
+from cora.store.probes import Probe, load_probe, save_probe, scores, tree_of
 from cora.store.weights import Pretrained, WeightsError
 
 Format = Literal["native", "hf", "stablehlo", "onnx"]
@@ -35,18 +35,20 @@ class Compared(NamedTuple):
 
 def record_of(ckpt: Path, settings: config.Pretrain, step: int) -> dict[str, Any]:
     """Returns what is known of a run, as it goes with its weights: config (of paths their names only), step, versions
-    and the probes' accuracies, where the run has been probed."""
+    and the probes' accuracies, where the run has been probed at this step; or why they are left out."""
     whole = json.loads(config.to_json(settings))
     for section, field in (*((whole[name], field) for name, field in PATHS), *((one, "path") for one in whole["mix"])):
         section[field] = Path(section[field]).name
     record = {"config": whole, "step": step, "versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
-    probe = checkpoint.run_of(ckpt) / "probe.json"
-    if probe.is_file():
-        scores = {name: row for name, row in json.loads(probe.read_text()).items() if isinstance(row, dict)}
+    found, left_out = scores(checkpoint.run_of(ckpt), step)
+    if left_out:
+        record["probe_left_out"] = left_out
+    if found is not None:
         keys = ("accuracy", "ci95", "level")
         record["probe"] = {name: {key: row[key] for key in keys if key in row}
                            | {f"{other}_accuracy": row[other]["accuracy"] for other in ("random", "pixels")
-                              if other in row} for name, row in scores.items() if "accuracy" in row}
+                              if other in row} for name, row in found.items()
+                           if isinstance(row, dict) and "accuracy" in row}
     return record
 
 
@@ -54,7 +56,7 @@ def write(ckpt: Path, out: Path, encoder: Pretrained, form: Format = "native", p
     """Writes a checkpoint's encoder into the folder `out`, reads it back and returns the largest differences.
 
     `probe` takes the attentive probe along that stands in the run's folder. Raises ConfigError for what the format
-    cannot hold, WeightsError if what was read back differs.
+    cannot hold or a probe of another step, WeightsError if what was read back differs.
     """
     require(not probe or form == "hf", "probe", probe, f"--format {form} has no place for one; nearest: --format hf")
     if form == "native":
@@ -86,7 +88,7 @@ def _write_hugging_face(out: Path, encoder: Pretrained, probe: Probe | None) -> 
     arrays = hugging_face.tensors(model, weights.named(encoder.encoder, encoder.predictors))
     settings = hugging_face.to_config(model)
     if probe is not None:
-        _fits(model, probe)
+        _fits(encoder, probe)
         settings = hugging_face.to_config(model, probe.labels, probe.depth)
         head = hugging_face.probe_tensors(weights.flatten(probe.weights))
         arrays = {f"vjepa2.{name}": array for name, array in arrays.items()} | head
@@ -101,8 +103,10 @@ def _write_hugging_face(out: Path, encoder: Pretrained, probe: Probe | None) -> 
     return Compared(gap, _gap(encoder, alike(_clip(model))))
 
 
-def _fits(model: config.Model, probe: Probe) -> None:
-    run = "cora probe RUN MANIFEST --method attentive"
+def _fits(encoder: Pretrained, probe: Probe) -> None:
+    model, step, run = encoder.model, encoder.record.get("step"), "cora probe RUN MANIFEST --method attentive"
+    require(probe.step == step, "probe.step", probe.step,
+            f"the encoder is of step {step}: `{run}` again, or export RUN/checkpoints/{probe.step}")
     require(probe.heads == model.heads, "probe.heads", probe.heads,
             f"Hugging Face's pooler has as many heads as the encoder: `{run} --heads {model.heads}`")
     require(probe.of == "whole", "probe.tokens", probe.of,
@@ -159,7 +163,7 @@ def _brought_probe(source: Path, model: config.Model, found: Mapping[str, np.nda
     labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
     depth = given.get("num_pooler_layers", hugging_face.DEFAULTS["num_pooler_layers"])
     tree = tree_of(hugging_face.probe_weights(head))
-    return Probe(tree, model.heads, depth, model.levels - 1, "whole", labels)
+    return Probe(tree, model.heads, depth, model.levels - 1, "whole", labels, step=None)
 
 
 # ------------------------------------------------------------------------------------------------------------ card
