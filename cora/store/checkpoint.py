@@ -3,8 +3,12 @@
 The only file that knows orbax. A step folder appears whole or not at all, so a run may be killed at any moment.
 """
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import grain
 import jax
@@ -62,9 +66,48 @@ def claim(workdir: Path, wanted: config.Pretrain) -> None:
             head = f"{workdir} belongs to another config; choose another --workdir:"
             raise CheckpointError("\n".join([head, *lines]))
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.part"
-    temporary.write_text(config.to_json(wanted))
-    temporary.replace(file)
+    _put(file, config.to_json(wanted))
+
+
+def _put(file: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+class Clips(NamedTuple):
+    """What a run remembers of a corpus: enough to tell whether it is still the same, nothing of what is in it."""
+
+    number: int
+    sha256: str
+    """Of their paths, in their order."""
+
+
+def clips_of(root: Path, paths: Sequence[Path]) -> Clips:
+    """Returns what to remember of a corpus with these paths; those in the folder `root` count as they lie to it."""
+    seen, above = hashlib.sha256(), os.fsencode(root / "x")[:-1]
+    for path in paths:
+        seen.update(os.fsencode(path).removeprefix(above) + b"\0")
+    return Clips(len(paths), seen.hexdigest())
+
+
+def keep_clips(workdir: Path, now: Mapping[str, Clips], *, resumed: bool) -> None:
+    """Writes into `workdir` which clips the run's corpora have. One that is `resumed` must have those that it was begun
+    with: raises CheckpointError with the corpora whose clips are others.
+
+    Where in the order of clips a checkpoint stands would else mean nothing: some would come twice, others never. A run
+    of an earlier checkout, which did not write them down, goes on with what there is.
+    """
+    file = workdir / "corpora.json"
+    if resumed and file.is_file():
+        then = {name: Clips(**own) for name, own in json.loads(file.read_text()).items()}
+        lines = [f"  {name}: {then[name].number} clips then, {own.number} now, not the same"
+                 for name, own in now.items() if own != then[name]]
+        if lines:
+            raise CheckpointError("\n".join([f"{workdir} was begun with other clips; restore them, in their order, or "
+                                             "choose another --workdir:", *lines]))
+    _put(file, json.dumps({name: own._asdict() for name, own in now.items()}, indent=2) + "\n")
 
 
 class Checkpoints:
