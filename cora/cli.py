@@ -129,7 +129,7 @@ def export(
 
     Args:
         ckpt: A run folder (its latest step), one step folder, or what `cora import` or `cora export` wrote.
-        out: Folder for the files.
+        out: Folder for the files: new, empty, or an earlier export of this format.
         format: native: for `cora.load`, and to go on training; hf: for transformers, a VJEPA2Model; stablehlo, onnx: a
             program with its weights inside.
         probe: With hf, the run's attentive probe too: a VJEPA2ForVideoClassification.
@@ -149,7 +149,7 @@ def bring(
 
     Args:
         source: A folder with config.json and model.safetensors, or a checkpoint file of Meta's (.pt, .pth).
-        out: Folder for config.json and model.safetensors.
+        out: Folder for config.json and model.safetensors: new, empty, or an earlier native export.
         levels: Into which the encoder is cut; by default 4, or the nearest divisor of its depth.
         heads: Of the encoder, where a file of Meta's is of no released size.
         predictor_heads: The same of its predictor.

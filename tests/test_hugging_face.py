@@ -317,6 +317,35 @@ def test_every_export_reads_back_what_it_wrote(form, tmp_path):
     assert settings.model == same.model == again.model
 
 
+@pytest.mark.parametrize("form", ["native", "hf", "stablehlo", "onnx"])
+@pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors"])
+def test_an_export_writes_over_nothing_but_its_own_kind(form, name, tmp_path):
+    (tmp_path / name).write_text(config.to_json(config.Pretrain()))
+    with pytest.raises(config.ConfigError, match=rf"out = .* holds {name} and is no earlier {form} export"):
+        exchange.write(tmp_path, tmp_path, trained(), form)
+    with pytest.raises(config.ConfigError, match=rf"{name}': holds"):
+        exchange.write(tmp_path, tmp_path / name, trained(), form)
+    with pytest.raises(config.ConfigError, match="no earlier native export"):
+        exchange.bring(ORACLES / "vjepa2", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == config.to_json(config.Pretrain())
+
+
+def test_an_export_writes_over_its_own_kind_whole_or_cut_short(tmp_path):
+    forms: dict = {"native": "config.json", "hf": "README.md"}
+    for form, first in forms.items():
+        (tmp_path / form).mkdir()
+        (tmp_path / form / ".gitattributes").touch()
+        for _ in range(2):
+            exchange.write(tmp_path, tmp_path / form, trained(), form)
+        for path in [path for path in (tmp_path / form).iterdir() if path.name != first]:
+            path.unlink()
+        exchange.write(tmp_path, tmp_path / form, trained(), form)
+    for form, other in (("native", "hf"), ("hf", "native"), ("native", "stablehlo")):
+        with pytest.raises(config.ConfigError, match=f"no earlier {other} export"):
+            exchange.write(tmp_path, tmp_path / form, trained(), other)
+
+
 def test_what_a_level_hears_from_above_is_in_its_mask_tokens(tmp_path):
     encoder = trained(config.Learn(top_down=True))
     exchange.write(tmp_path, tmp_path / "hf", encoder, "hf")

@@ -23,6 +23,10 @@ from cora.store.weights import Pretrained, WeightsError
 Format = Literal["native", "hf", "stablehlo", "onnx"]
 PACKAGES = ("cora", "jax", "flax", "optax", "numpy")
 PATHS = (("corpus", "path"), ("target", "start"), ("run", "start"))
+HEAD = "---\nlibrary_name: transformers\ntags: [video, v-jepa-2, predictive-coding, cora]\n---"
+MARKS = {"native": ("config.json", '{\n  "format": "cora-'), "hf": ("README.md", HEAD),
+         "stablehlo": (stablehlo.FILE, ""), "onnx": (onnx_file.FILE, "")}
+"""By what an export of a format is known: the file that is written first, and how that begins."""
 
 
 class Compared(NamedTuple):
@@ -52,13 +56,32 @@ def record_of(ckpt: Path, settings: config.Pretrain, step: int) -> dict[str, Any
     return record
 
 
+def require_own(out: Path, form: Format) -> None:
+    """Raises ConfigError unless the folder `out` is new, empty but for hidden files, or an earlier export of this
+    format: nothing else is written over, a run's config.json or somebody's README.md least of all."""
+    name, opening = MARKS[form]
+    files = out.iterdir() if out.is_dir() else [out] if out.exists() else []
+    there = sorted(path.name for path in files if not path.name.startswith("."))
+    require(not there or _begins(out / name, opening.encode()), "out", str(out),
+            f"holds {', '.join(there[:3])} and is no earlier {form} export; nearest: {str(out / form)!r}")
+
+
+def _begins(file: Path, opening: bytes) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return content.read(len(opening)) == opening
+
+
 def write(ckpt: Path, out: Path, encoder: Pretrained, form: Format = "native", probe: bool = False) -> Compared:
     """Writes a checkpoint's encoder into the folder `out`, reads it back and returns the largest differences.
 
     `probe` takes the attentive probe along that stands in the run's folder. Raises ConfigError for what the format
-    cannot hold or a probe of another step, WeightsError if what was read back differs.
+    cannot hold, a probe of another step or an `out` that holds something else, WeightsError if what was read back
+    differs.
     """
     require(not probe or form == "hf", "probe", probe, f"--format {form} has no place for one; nearest: --format hf")
+    require_own(out, form)
     if form == "native":
         gap = weights.save(out, encoder.model, encoder.encoder, encoder.predictors, encoder.learn, encoder.record)
         return Compared(gap, _gap(encoder, weights.load(out)(_clip(encoder.model))))
@@ -93,10 +116,10 @@ def _write_hugging_face(out: Path, encoder: Pretrained, probe: Probe | None) -> 
         head = hugging_face.probe_tensors(weights.flatten(probe.weights))
         arrays = {f"vjepa2.{name}": array for name, array in arrays.items()} | head
     out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text(card(encoder, probe))
     for name, content in (("config.json", settings), ("video_preprocessor_config.json", hugging_face.processor(model))):
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     weights.write_arrays(out / "model.safetensors", arrays, {"format": "pt"})
-    (out / "README.md").write_text(card(encoder, probe))
     again = weights.load(out, model.levels)
     gap = weights.same(out, arrays, weights.read_folder(out))
     alike = Pretrained(replace(again.model, dtype=model.dtype, attention=model.attention), again.encoder)
@@ -129,6 +152,7 @@ def bring(
     frames unless given, which rotary positions are free to leave. Raises ConfigError, WeightsError, MetaError or
     TorchFileError, naming what is wrong.
     """
+    require_own(out, "native")
     if source.is_dir():
         given = {"heads": heads, "predictor_heads": predictor_heads, "size": size, "frames": frames}
         for name, value in given.items():
@@ -174,7 +198,7 @@ def card(encoder: Pretrained, probe: Probe | None) -> str:
     model, record = encoder.model, encoder.record
     kind = hugging_face.CLASSIFIER if probe else hugging_face.MODEL
     parts = [
-        "---\nlibrary_name: transformers\ntags: [video, v-jepa-2, predictive-coding, cora]\n---",
+        HEAD,
         f"# A video encoder pretrained by Cora\n\n`{kind}`: {model.levels * model.blocks} blocks of width {model.width}"
         f", clips of {model.frames} frames of {model.sides[0]} pixels.",
         "```python\nfrom transformers import AutoVideoProcessor, " + kind + "\n\n"
