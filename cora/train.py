@@ -233,11 +233,16 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     """Trains until `run.steps` and returns the final state, resuming from `workdir` if it holds a checkpoint.
 
     Writes config.json, metrics.jsonl, TensorBoard events, bad_files.csv and checkpoints. Data-parallel over all
-    devices. Raises checkpoint.CheckpointError if `workdir` belongs to another config, record.Diverged at a loss
-    that is not finite.
+    devices. Raises checkpoint.CheckpointError if `workdir` belongs to another config, to other clips or to a process
+    that is training there, record.Diverged at a loss that is not finite.
     """
     settings.parts(jax.device_count())  # refuses a batch that cannot be shared out before anything is written
-    checkpoint.claim(workdir, settings)
+    with checkpoint.alone(workdir):
+        checkpoint.claim(workdir, settings)
+        return _fit(settings, workdir, live)
+
+
+def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> TrainState:
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     corpora = {one: corpus_of(one) for one in (settings.corpus, *settings.mix)}

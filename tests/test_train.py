@@ -108,6 +108,25 @@ def test_a_folder_that_does_not_say_all_is_not_guessed_at(corpus, tmp_path):
         checkpoint.claim(tmp_path, wanted)
 
 
+def test_one_process_at_a_time_trains_in_a_folder(corpus, straight, monkeypatch):
+    folder = straight[0]
+    code = (f"import time; from pathlib import Path; from cora.store import checkpoint\n"
+            f"with checkpoint.alone(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(checkpoint.CheckpointError, match=rf"process {other.pid} on .* is training there"):
+            train.fit(settings(corpus, seed=1), folder, live=False)  # the folder's config is not even looked at
+        with monkeypatch.context() as windows:
+            windows.setitem(sys.modules, "fcntl", None)
+            with checkpoint.alone(folder):
+                pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    for _ in range(2):
+        with checkpoint.alone(folder), pytest.raises(checkpoint.CheckpointError, match=f"process {os.getpid()} on"):
+            train.fit(settings(corpus), folder, live=False)
+
+
 def test_a_run_goes_on_with_the_clips_that_it_was_begun_with(corpus, straight, tmp_path):
     """A file more, or one that is called otherwise, would change the order behind a checkpoint's back."""
     folder, state = shutil.copytree(straight[0], tmp_path / "run"), straight[1]

@@ -3,12 +3,15 @@
 The only file that knows orbax. A step folder appears whole or not at all, so a run may be killed at any moment.
 """
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TextIO, TypeVar
 
 import grain
 import jax
@@ -43,6 +46,37 @@ def config_of(path: Path) -> config.Pretrain:
     if not file.is_file():
         raise CheckpointError(f"{path}: not a run folder (no config.json); give the --workdir of a `cora pretrain`")
     return config.from_json(config.Pretrain, file.read_text())
+
+
+@contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Holds a run folder against other processes; the system lets go of it however this one ends.
+
+    Raises CheckpointError that names the process which holds it already.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as file:  # which stays: to remove it would let a third process in
+        _seize(workdir, file)
+        yield
+
+
+def _seize(workdir: Path, file: TextIO) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no such locks
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise CheckpointError(f"{workdir}: process {file.read() or 'unknown'} is training there; wait for it or choose "
+                              "another --workdir") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # nor have some network disks
+            raise
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {platform.node()}")
+    file.flush()
 
 
 def claim(workdir: Path, wanted: config.Pretrain) -> None:
