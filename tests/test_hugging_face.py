@@ -331,16 +331,19 @@ def test_an_export_writes_over_nothing_but_its_own_kind(form, name, tmp_path):
     assert (tmp_path / name).read_text() == config.to_json(config.Pretrain())
 
 
-def test_an_export_writes_over_its_own_kind_whole_or_cut_short(tmp_path):
-    forms: dict = {"native": "config.json", "hf": "README.md"}
-    for form, first in forms.items():
+def test_an_export_writes_over_its_own_kind_whole_or_cut_short(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no room")
+
+    for form in ("native", "hf"):
         (tmp_path / form).mkdir()
         (tmp_path / form / ".gitattributes").touch()
+        with monkeypatch.context() as disk:
+            disk.setattr(weights, "write_arrays", full)
+            with pytest.raises(OSError, match="no room"):
+                exchange.write(tmp_path, tmp_path / form, trained(), form)
         for _ in range(2):
             exchange.write(tmp_path, tmp_path / form, trained(), form)
-        for path in [path for path in (tmp_path / form).iterdir() if path.name != first]:
-            path.unlink()
-        exchange.write(tmp_path, tmp_path / form, trained(), form)
     for form, other in (("native", "hf"), ("hf", "native"), ("native", "stablehlo")):
         with pytest.raises(config.ConfigError, match=f"no earlier {other} export"):
             exchange.write(tmp_path, tmp_path / form, trained(), other)
