@@ -110,9 +110,10 @@ def test_a_folder_that_does_not_say_all_is_not_guessed_at(corpus, tmp_path):
 
 def test_one_process_at_a_time_trains_in_a_folder(corpus, straight, monkeypatch):
     folder = straight[0]
-    code = (f"import time; from pathlib import Path; from cora.store import checkpoint\n"
-            f"with checkpoint.alone(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+    code = (f"import sys; from pathlib import Path; from cora.store import checkpoint\n"
+            f"with checkpoint.alone(Path({str(folder)!r})):\n    print('held', flush=True); sys.stdin.read()")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(checkpoint.CheckpointError, match=rf"process {other.pid} on .* is training there"):
             train.fit(settings(corpus, seed=1), folder, live=False)  # the folder's config is not even looked at
