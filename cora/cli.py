@@ -108,6 +108,7 @@ def probe(
     """
     from cora.measure import attentive, evaluation
     from cora.store.checkpoint import run_of
+    from cora.store.probes import SCORES
 
     plan = attentive.recipe(grid, depth=depth, heads=heads, epochs=epochs, level=level, of=tokens)
     methods: Any = tuple(method.split(","))
@@ -116,9 +117,9 @@ def probe(
         json_file.parent.mkdir(parents=True, exist_ok=True)
     reading = evaluation.read(ckpt, manifest, methods=methods, ledger=home / "bad_files_probe.csv", against=against,
                               plan=plan, views=evaluation.VIEWS if views is None else views, seed=seed)
-    report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home)
+    report = evaluation.judge(reading, methods, seed=seed, plan=plan, keep=home) | {"corpus": str(manifest)}
     console.print(evaluation.as_table(report))
-    for file in (home / "probe.json", *([] if json_file is None else [json_file])):
+    for file in (home / SCORES, *([] if json_file is None else [json_file])):
         file.write_text(json.dumps(report, indent=2))
 
 
@@ -130,7 +131,7 @@ def export(
 
     Args:
         ckpt: A run folder (its latest step), one step folder, or what `cora import` or `cora export` wrote.
-        out: Folder for the files.
+        out: Folder for the files: new, empty, or an earlier export of this format.
         format: native: for `cora.load`, and to go on training; hf: for transformers, a VJEPA2Model; stablehlo, onnx: a
             program with its weights inside.
         probe: With hf, the run's attentive probe too: a VJEPA2ForVideoClassification.
@@ -150,7 +151,7 @@ def bring(
 
     Args:
         source: A folder with config.json and model.safetensors, or a checkpoint file of Meta's (.pt, .pth).
-        out: Folder for config.json and model.safetensors.
+        out: Folder for config.json and model.safetensors: new, empty, or an earlier native export.
         levels: Into which the encoder is cut; by default 4, or the nearest divisor of its depth.
         heads: Of the encoder, where a file of Meta's is of no released size.
         predictor_heads: The same of its predictor.

@@ -12,6 +12,7 @@ from cora.measure import evaluation
 from cora.measure.features import trained
 from cora.report import gather, write
 from cora.store import exchange
+from cora.store.probes import SCORES
 from cora.train import fit
 from cora.video import synthetic
 
@@ -40,7 +41,7 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
     methods: tuple[evaluation.Named, ...] = ("linear", "knn")
     reading = evaluation.read(out, source, methods=methods, ledger=out / "bad_files_probe.csv", views=4)
     report = evaluation.judge(reading, methods)
-    (out / "probe.json").write_text(json.dumps(report, indent=2))
+    (out / SCORES).write_text(json.dumps(report, indent=2))
     console.print(evaluation.as_table(report))
     console.rule("4  export")
     compared = exchange.write(out, out / "encoder", trained(out)[1])

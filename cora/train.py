@@ -5,7 +5,7 @@
 Ask `fit` for the same run again and it goes on where the last checkpoint stands, to the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,8 @@ class TrainState(NamedTuple):
 Metrics = dict[str, Array]
 Videos = tuple[UInt8[Array, "_ _ _ _ 3"], ...]
 """Clips of a batch, [B, T, H, W, 3] for each shape."""
+Corpora = Mapping[config.Corpus, manifest.Manifest]
+"""The clips of each corpus of a run."""
 Step = Callable[[TrainState, Videos], tuple[TrainState, Metrics]]
 
 
@@ -195,15 +197,28 @@ def make_check(settings: config.Pretrain) -> Callable[[TrainState, Videos], Metr
 
 def corpus_of(settings: config.Corpus) -> manifest.Manifest:
     """Returns the corpus that a config names; an empty path is the embedded one, rendered on first use."""
-    path = Path(settings.path) if settings.path else synthetic.corpus()
-    return manifest.select(manifest.load(path), settings.split)
+    return manifest.select(manifest.load(_path(settings)), settings.split)
 
 
-def loader(settings: config.Pretrain, workdir: Path) -> grain.DatasetIterator:
+def _path(settings: config.Corpus) -> Path:
+    return Path(settings.path) if settings.path else synthetic.corpus()
+
+
+def remembered(settings: config.Pretrain, corpora: Corpora) -> dict[str, checkpoint.Clips]:
+    """Returns what a run remembers of its corpora, each by its field and path."""
+    found = {}
+    for name, one in {"corpus": settings.corpus, **{f"mix.{i}": one for i, one in enumerate(settings.mix)}}.items():
+        path = _path(one)
+        root = path if path.is_dir() else path.parent
+        found[f"{name}.path = {one.path!r}"] = checkpoint.clips_of(root, [clip.path for clip in corpora[one].clips])
+    return found
+
+
+def loader(settings: config.Pretrain, workdir: Path, corpora: Corpora) -> grain.DatasetIterator:
     """Returns this process' endless, resumable iterator of batches, a tuple with one batch for each shape of clips;
     unreadable files of all corpora go to `bad_files.csv`."""
     parts = settings.parts(jax.device_count())
-    sources = [[(corpus_of(one), one) for one in (part.corpus, *part.mix)] for part in parts]
+    sources = [[(corpora[one], one) for one in (part.corpus, *part.mix)] for part in parts]
     paths = [path for several in sources for source, _ in several for path in source.paths]
     ledger = Ledger(workdir / "bad_files.csv", paths, settings.corpus.max_bad)
     shard = jax.process_index(), jax.process_count()
@@ -218,15 +233,22 @@ def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True
     """Trains until `run.steps` and returns the final state, resuming from `workdir` if it holds a checkpoint.
 
     Writes config.json, metrics.jsonl, TensorBoard events, bad_files.csv and checkpoints. Data-parallel over all
-    devices. Raises checkpoint.CheckpointError if `workdir` belongs to another config, record.Diverged at a loss
-    that is not finite.
+    devices. Raises checkpoint.CheckpointError if `workdir` belongs to another config, to other clips or to a process
+    that is training there, record.Diverged at a loss that is not finite.
     """
     settings.parts(jax.device_count())  # refuses a batch that cannot be shared out before anything is written
-    checkpoint.claim(workdir, settings)
+    with checkpoint.alone(workdir):
+        checkpoint.claim(workdir, settings)
+        return _fit(settings, workdir, live)
+
+
+def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> TrainState:
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    network, data = build(settings.model, settings.target, settings.learn), loader(settings, workdir)
+    corpora = {one: corpus_of(one) for one in (settings.corpus, *settings.mix)}
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
+    checkpoint.keep_clips(workdir, remembered(settings, corpora), resumed=not book.empty())
+    network, data = build(settings.model, settings.target, settings.learn), loader(settings, workdir, corpora)
     begin = given(settings) if book.empty() else (None, None)  # a resumed run needs what it started from no more
     state = jax.jit(partial(initialise, network, settings), out_shardings=whole)(*begin)
     step = jax.jit(make_step(settings), donate_argnums=0, in_shardings=(whole, split))

@@ -318,7 +318,7 @@ def test_places_are_told_apart_in_a_code_that_is_smooth_and_half_as_large_as_the
 
 def test_a_saved_probe_answers_as_before(read, tmp_path):
     _, fitted = read
-    probe = probes.Probe(fitted.weights, 2, 0, 3, "change", ("ü", "b", "c"))
+    probe = probes.Probe(fitted.weights, 2, 0, 3, "change", ("ü", "b", "c"), 400)
     probes.save_probe(tmp_path, probe)
     again = probes.load_probe(tmp_path)
     assert again._replace(weights=None) == probe._replace(weights=None)
@@ -329,6 +329,10 @@ def test_a_saved_probe_answers_as_before(read, tmp_path):
     facts = json.loads((tmp_path / "probe_attentive.json").read_text())
     (tmp_path / "probe_attentive.json").write_text(json.dumps(facts | {"labels": ["a"]}))
     with pytest.raises(WeightsError, match="1 labels for 3 outputs"):
+        probes.load_probe(tmp_path)
+    former = {name: fact for name, fact in facts.items() if name != "step"} | {"format": "cora-attentive-probe-1"}
+    (tmp_path / "probe_attentive.json").write_text(json.dumps(former))
+    with pytest.raises(WeightsError, match="says of which step's encoder"):
         probes.load_probe(tmp_path)
 
 

@@ -1,6 +1,8 @@
 """The command line, as a user walks it: a small corpus through every verb, and what is said when something is wrong."""
 
+import html
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -68,6 +70,33 @@ def test_a_step_folder_is_a_checkpoint_too(run, tmp_path):
     latest = cora.load(tmp_path / "latest").encoder.embed["proj"]["linear"]["kernel"]
     np.testing.assert_array_equal(latest, encoders[1])
     assert not np.array_equal(encoders[0], encoders[1])
+
+
+def test_a_probe_s_numbers_go_with_its_own_step_alone(run, corpus, tmp_path, capsys):
+    """Of another step, or where a file of an earlier checkout says of none, card and report leave them out."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    cli.main(["probe", str(folder / "checkpoints" / "4"), str(corpus), "--method", "knn,attentive", "--epochs", "1",
+              "--views", "0", "--tokens", "whole", "--heads", "2"])
+    found = json.loads((folder / "probe.json").read_text())
+    assert found["step"] == 4 and found["corpus"] == str(corpus)
+
+    def record(name, ckpt):
+        cli.main(["export", str(ckpt), str(tmp_path / name), "--format", "hf"])
+        return (tmp_path / name / "README.md").read_text()
+
+    accuracy = f'"accuracy": {found["knn"]["accuracy"]}'
+    assert accuracy in record("own", folder / "checkpoints" / "4")
+    cli.main(["export", str(folder / "checkpoints" / "4"), str(tmp_path / "head"), "--format", "hf", "--probe"])
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(folder), str(tmp_path / "other"), "--format", "hf", "--probe"])
+    assert "probe.step = 4: the encoder is of step 6" in capsys.readouterr().err
+    for why in ("is of step 4's encoder, and this one is of step 6", "does not say of which step's encoder it is"):
+        card = record(why[:4], folder)
+        assert accuracy not in card and why in card
+        cli.main(["report", str(folder)])
+        page = html.unescape((folder / "report.html").read_text())
+        assert why in page and "Nearest neighbours" not in page
+        (folder / "probe.json").write_text(json.dumps({name: own for name, own in found.items() if name != "step"}))
 
 
 def test_features_have_a_row_for_every_readable_clip(run, corpus, tmp_path):

@@ -317,6 +317,39 @@ def test_every_export_reads_back_what_it_wrote(form, tmp_path):
     assert settings.model == same.model == again.model
 
 
+@pytest.mark.parametrize("form", ["native", "hf", "stablehlo", "onnx"])
+@pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors"])
+def test_an_export_writes_over_nothing_but_its_own_kind(form, name, tmp_path):
+    (tmp_path / name).write_text(config.to_json(config.Pretrain()))
+    with pytest.raises(config.ConfigError, match=rf"out = .* holds {name} and is no earlier {form} export"):
+        exchange.write(tmp_path, tmp_path, trained(), form)
+    with pytest.raises(config.ConfigError, match=rf"{name}': holds"):
+        exchange.write(tmp_path, tmp_path / name, trained(), form)
+    with pytest.raises(config.ConfigError, match="no earlier native export"):
+        exchange.bring(ORACLES / "vjepa2", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == config.to_json(config.Pretrain())
+
+
+def test_an_export_writes_over_its_own_kind_whole_or_cut_short(tmp_path, monkeypatch):
+    def full(path, *_):
+        path.touch()
+        raise OSError("no room")
+
+    for form in ("native", "hf"):
+        (tmp_path / form).mkdir()
+        (tmp_path / form / ".gitattributes").touch()
+        with monkeypatch.context() as disk:
+            disk.setattr(weights, "write_arrays", full)
+            with pytest.raises(OSError, match="no room"):
+                exchange.write(tmp_path, tmp_path / form, trained(), form)
+        for _ in range(2):
+            exchange.write(tmp_path, tmp_path / form, trained(), form)
+    for form, other in (("native", "hf"), ("hf", "native"), ("native", "stablehlo")):
+        with pytest.raises(config.ConfigError, match=f"no earlier {other} export"):
+            exchange.write(tmp_path, tmp_path / form, trained(), other)
+
+
 def test_what_a_level_hears_from_above_is_in_its_mask_tokens(tmp_path):
     encoder = trained(config.Learn(top_down=True))
     exchange.write(tmp_path, tmp_path / "hf", encoder, "hf")
@@ -348,10 +381,12 @@ def test_what_hugging_face_cannot_hold_is_refused(change, said, tmp_path):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"heads": 4}, "--heads 2"), ({"of": "change"}, "--tokens whole"), ({"level": 0}, "--level 1"),
+    ({"step": 200}, r"probe\.step = 200: .* of step None.* export RUN/checkpoints/200"),
 ])
 def test_a_probe_that_does_not_fit_says_how_to_train_one(change, said, tmp_path):
     encoder = trained()
-    probe = exchange.Probe({"classifier": {"linear": {"kernel": np.zeros((24, 2))}}}, 2, 1, 1, "whole", ("a", "b"))
+    head = {"classifier": {"linear": {"kernel": np.zeros((24, 2))}}}
+    probe = exchange.Probe(head, 2, 1, 1, "whole", ("a", "b"), None)
     save_probe(tmp_path, probe._replace(**change))
     with pytest.raises(config.ConfigError, match=said):
         exchange.write(tmp_path, tmp_path / "hf", encoder, "hf", probe=True)

@@ -136,6 +136,12 @@ def test_without_a_probe_the_page_says_how_to_make_one(tmp_path, run, gallery):
     assert [attrs["id"] for attrs in found.all("section")] == ["scores", "levels"] and found.all("img") == []
 
 
+def test_a_probe_that_is_left_out_is_not_called_missing(tmp_path, run, gallery):
+    found = page(tmp_path, run, gallery._replace(probe=None, left_out="of step 2, <b>"), sections=(sections.scores,))
+    assert "left out: of step 2, <b>." in found.text and "not been probed" not in found.text
+    assert "not probed yet" not in found.text
+
+
 def test_a_run_without_rows_still_has_a_page(tmp_path, run, gallery):
     (run / "metrics.jsonl").write_text("")
     found = page(tmp_path, run, gallery, sections=(sections.losses, sections.collapse))

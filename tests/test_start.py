@@ -1,5 +1,6 @@
 """Where a run starts: exactly the weights of the folder it names, or a refusal that names the field."""
 
+import shutil
 from dataclasses import replace
 from functools import cache
 
@@ -137,6 +138,17 @@ def test_a_run_gives_its_learner_and_its_moving_average_apart(part, runs):
     same(state.params, made())
     same(state.teacher, made(seed=1).encoder)
     assert state.step == 0
+
+
+@pytest.mark.parametrize("name", ["mine", "7"])
+def test_a_run_may_lie_in_a_folder_called_checkpoints(name, runs, tmp_path):
+    """What makes a step folder is its number and that it is no run itself, not its parent's name alone."""
+    folder = shutil.copytree(runs["own"], tmp_path / "checkpoints" / name)
+    for part, step in ((folder, None), (folder / "checkpoints" / "3", 3)):
+        assert checkpoint.run_of(part) == folder and checkpoint.step_of(part) == step
+        assert weights.read_run(part)[:2] == (wanted(target="own"), 3)
+    with pytest.raises(checkpoint.CheckpointError, match="nowhere: not a run folder"):
+        weights.read_run(folder.parent / "nowhere")
 
 
 def test_what_teaches_is_the_encoder_that_the_run_was_for(runs):

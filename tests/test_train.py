@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,56 @@ def test_a_folder_that_does_not_say_all_is_not_guessed_at(corpus, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(known))
     with pytest.raises(checkpoint.CheckpointError, match=r"does not say target\.blur: choose another"):
         checkpoint.claim(tmp_path, wanted)
+
+
+def test_one_process_at_a_time_trains_in_a_folder(corpus, straight, monkeypatch):
+    folder = straight[0]
+    code = (f"import sys; from pathlib import Path; from cora.store import checkpoint\n"
+            f"with checkpoint.alone(Path({str(folder)!r})):\n    print('held', flush=True); sys.stdin.read()")
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(checkpoint.CheckpointError, match=rf"process {other.pid} on .* is training there"):
+            train.fit(settings(corpus, seed=1), folder, live=False)  # the folder's config is not even looked at
+        with monkeypatch.context() as windows:
+            windows.setitem(sys.modules, "fcntl", None)
+            with checkpoint.alone(folder):
+                pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    for _ in range(2):
+        with checkpoint.alone(folder), pytest.raises(checkpoint.CheckpointError, match=f"process {os.getpid()} on"):
+            train.fit(settings(corpus), folder, live=False)
+
+
+def test_a_run_goes_on_with_the_clips_that_it_was_begun_with(corpus, straight, tmp_path):
+    """A file more, or one that is called otherwise, would change the order behind a checkpoint's back."""
+    folder, state = shutil.copytree(straight[0], tmp_path / "run"), straight[1]
+    more = shutil.copy(corpus / "00.mp4", corpus / "00b.mp4")
+    with pytest.raises(checkpoint.CheckpointError, match=rf"corpus\.path = '{corpus}': 13 clips then, 14 now"):
+        train.fit(settings(corpus), folder, live=False)
+    more.unlink()
+    other = (corpus / "03.mp4").rename(corpus / "03b.mp4")
+    with pytest.raises(checkpoint.CheckpointError, match="13 clips then, 13 now, not the same"):
+        train.fit(settings(corpus), folder, live=False)
+    other.rename(corpus / "03.mp4")
+    written = (folder / "corpora.json").read_text()
+    (folder / "corpora.json").unlink()  # as earlier checkouts left it
+    same(train.fit(settings(corpus), folder, live=False), state)
+    assert (folder / "corpora.json").read_text() == written
+
+
+def test_clips_are_remembered_in_order_wherever_their_corpus_lies(tmp_path):
+    names = [Path("a/1.mp4"), Path("b.mp4"), Path(os.fsdecode(b"\xff.mp4"))]
+    here = checkpoint.clips_of(Path(), names)
+    for root in (Path("films"), Path("/films"), tmp_path):
+        assert checkpoint.clips_of(root, [root / name for name in names]) == here
+    for others in (names[::-1], names[:2], [*names[:2], Path("c.mp4")], [Path("/a/1.mp4"), *names[1:]]):
+        assert checkpoint.clips_of(Path(), others) != here
+    for clips in (here, checkpoint.clips_of(Path(), names[:2])):  # nothing was drawn before the first checkpoint
+        checkpoint.keep_clips(tmp_path, {"corpus": clips}, resumed=False)
+    with pytest.raises(checkpoint.CheckpointError, match="2 clips then, 3 now"):
+        checkpoint.keep_clips(tmp_path, {"corpus": here}, resumed=True)
 
 
 def test_another_seed_is_another_run(corpus, straight, tmp_path):

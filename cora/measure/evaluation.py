@@ -119,6 +119,8 @@ class Reading(NamedTuple):
     classes: tuple[str, ...]
     unreadable: int = 0
     """Clips that are in no table, for their files could not be read."""
+    step: int | None = None
+    """Of the trained encoder, where it knows."""
 
     def divided(self, split: np.ndarray) -> "Reading":
         """Returns the same rows under another split, `train` or `test` for each."""
@@ -142,6 +144,8 @@ def read(
         choice("method", method, (*METHODS, ATTENTIVE))
     require(views >= 0, "views", views, "must not be negative; nearest: 0")
     settings, readable = encoders(ckpt, against, beside)
+    own = readable["trained"]
+    step = own.record.get("step") if isinstance(own, Pretrained) else None
     shared = {name: features.Once(encoder) for name, encoder in readable.items()}
     readers = pooled(shared, beside) if set(methods) & set(METHODS) else {}
     if ATTENTIVE in methods:
@@ -153,7 +157,7 @@ def read(
         {name: table for name, table in found.items() if not name.endswith(TOKENS)},
         {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)},
         {name: encoder.model for name, encoder in readable.items()}, tuple(rows.classes),
-        len(rows.clips) - next(iter(found.values())).features.shape[1])
+        len(rows.clips) - next(iter(found.values())).features.shape[1], step)
 
 
 def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: attentive.Recipe | None = None,
@@ -171,7 +175,8 @@ def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: at
     report = compare(tables.pop("trained"), tables, tabular, seed=seed)
     if ATTENTIVE in methods:
         report = {ATTENTIVE: _attentive(reading, plan or attentive.Recipe(), keep, seed)} | report
-    report |= {"views": 1 + (0 if views is None else views.shape[2]), "unreadable": reading.unreadable}
+    report |= {"views": 1 + (0 if views is None else views.shape[2]), "unreadable": reading.unreadable,
+               "step": reading.step}
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 
 
@@ -189,7 +194,7 @@ def _attentive(reading: Reading, plan: attentive.Recipe, keep: Path | None, seed
             classes = reading.classes
             labels = tuple(classes[i] if i < len(classes) else str(i) for i in fitted.classes)
             if keep is not None:
-                save_probe(keep, Probe(fitted.weights, heads, plan.depth, level, plan.of, labels))
+                save_probe(keep, Probe(fitted.weights, heads, plan.depth, level, plan.of, labels, reading.step))
     own = reading.tokens["trained"]
     return set_beside(scores, own.group[settle_split(own, seed).split == "test"], seed) | settings
 

@@ -1,7 +1,6 @@
 """What a run folder has to show: its encoder's view of a few clips, and the run in numbers."""
 
 import importlib.metadata
-import json
 import platform
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ from cora.pc import masks
 from cora.report.material import Gallery
 from cora.store import record
 from cora.store.checkpoint import CheckpointError
+from cora.store.probes import scores
 from cora.train import corpus_of
 from cora.video.clips import views
 from cora.video.codec import VideoError
@@ -47,21 +47,22 @@ def summary(run: Path) -> dict[str, Any]:
 def gallery(run: Path, *, count: int = 6) -> Gallery:
     """Returns what the report draws of a run folder: `count` clips spread over the corpus' classes, and their latents.
 
-    `probe.json` is shown where it lies in the folder.
+    `probe.json` is shown where it lies in the folder and is of the same step.
     """
     settings, encoder = trained(run)
     shown = _readable(settings, count)
     clips = np.stack([video for _, video in shown])
     z = np.asarray(encoder(clips))
     grid = settings.model.grid
-    probe = run / "probe.json"
+    found, left_out = scores(run, encoder.record.get("step"))
     return Gallery(
         clips=clips,
         captions=tuple(clip.class_name or clip.path.name for clip, _ in shown),
         tokens=_tokens(settings, len(clips)),
         latents=z.transpose(1, 0, 2, 3).reshape(len(clips), len(z), *grid, -1),
-        probe=json.loads(probe.read_text()) if probe.is_file() else None,
+        probe=found,
         summary=summary(run),
+        left_out=left_out,
     )
 
 

@@ -22,6 +22,8 @@ class Gallery(NamedTuple):
     summary: dict[str, Any]
     """steps, seconds, clips_per_second, wait_share, device, versions {package: version}, rank_per_level; a rate
     of None or nan is one that a run was too short to measure."""
+    left_out: str = ""
+    """Why `probe` is None although the run has been probed."""
 
 
 class Material(NamedTuple):

@@ -104,7 +104,7 @@ def headline(material: Material) -> str:
     """Returns the four numbers to know first, as HTML."""
     probe, summary, rows = material.gallery.probe, material.gallery.summary, material.rows
     scores = list(methods(probe)) if probe is not None else []
-    tiles = [("Accuracy of the probe", "–", "not probed yet")]
+    tiles = [("Accuracy of the probe", "–", "left out, see below" if material.gallery.left_out else "not probed yet")]
     if scores:
         name, score = scores[0]
         tiles = [(f"Accuracy, {name[0].lower()}{name[1:]}", f"{score['accuracy']:.1%}",

@@ -93,7 +93,9 @@ def scores(material: Material) -> Section:
     """Returns what simple classifiers read from the frozen features, beside their two baselines."""
     title, probe = "What was learned", material.gallery.probe
     if probe is None:
-        return Section("scores", title, '<p class="missing">This run has not been probed yet. Run '
+        left_out = material.gallery.left_out
+        why = f"Accuracies are left out: {escape(left_out)}." if left_out else "This run has not been probed yet."
+        return Section("scores", title, f'<p class="missing">{why} Run '
                        "<code>cora probe</code> on its folder, which needs a corpus with labels, and write the report "
                        "again: the accuracies appear here.</p>")
     groups, rows = [], []

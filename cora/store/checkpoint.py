@@ -3,8 +3,15 @@
 The only file that knows orbax. A step folder appears whole or not at all, so a run may be killed at any moment.
 """
 
+import errno
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TextIO, TypeVar
 
 import grain
 import jax
@@ -21,9 +28,16 @@ class CheckpointError(ValueError):
     """A folder holds no checkpoint, or that of another config; the message says what differs."""
 
 
+def step_of(path: Path) -> int | None:
+    """Returns the step of a step folder (RUN/checkpoints/STEP), None for any other path: a run may lie in a folder of
+    that name too."""
+    is_step = path.parent.name == STEPS and path.name.isdecimal() and not (path / "config.json").is_file()
+    return int(path.name) if is_step else None
+
+
 def run_of(path: Path) -> Path:
-    """Returns the run folder that a path names: itself, or for a step folder (RUN/checkpoints/STEP) its run."""
-    return path.parent.parent if path.parent.name == STEPS else path
+    """Returns the run folder that a path names: itself, or for a step folder its run."""
+    return path if step_of(path) is None else path.parent.parent
 
 
 def config_of(path: Path) -> config.Pretrain:
@@ -32,6 +46,37 @@ def config_of(path: Path) -> config.Pretrain:
     if not file.is_file():
         raise CheckpointError(f"{path}: not a run folder (no config.json); give the --workdir of a `cora pretrain`")
     return config.from_json(config.Pretrain, file.read_text())
+
+
+@contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Holds a run folder against other processes; the system lets go of it however this one ends.
+
+    Raises CheckpointError that names the process which holds it already.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("a+") as file:  # which stays: to remove it would let a third process in
+        _seize(workdir, file)
+        yield
+
+
+def _seize(workdir: Path, file: TextIO) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no such locks
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise CheckpointError(f"{workdir}: process {file.read() or 'unknown'} is training there; wait for it or choose "
+                              "another --workdir") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # nor have some network disks
+            raise
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {platform.node()}")
+    file.flush()
 
 
 def claim(workdir: Path, wanted: config.Pretrain) -> None:
@@ -55,9 +100,48 @@ def claim(workdir: Path, wanted: config.Pretrain) -> None:
             head = f"{workdir} belongs to another config; choose another --workdir:"
             raise CheckpointError("\n".join([head, *lines]))
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.part"
-    temporary.write_text(config.to_json(wanted))
-    temporary.replace(file)
+    _put(file, config.to_json(wanted))
+
+
+def _put(file: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+class Clips(NamedTuple):
+    """What a run remembers of a corpus: enough to tell whether it is still the same, nothing of what is in it."""
+
+    number: int
+    sha256: str
+    """Of their paths, in their order."""
+
+
+def clips_of(root: Path, paths: Sequence[Path]) -> Clips:
+    """Returns what to remember of a corpus with these paths; those in the folder `root` count as they lie to it."""
+    seen, above = hashlib.sha256(), os.fsencode(root / "x")[:-1]
+    for path in paths:
+        seen.update(os.fsencode(path).removeprefix(above) + b"\0")
+    return Clips(len(paths), seen.hexdigest())
+
+
+def keep_clips(workdir: Path, now: Mapping[str, Clips], *, resumed: bool) -> None:
+    """Writes into `workdir` which clips the run's corpora have. One that is `resumed` must have those that it was begun
+    with: raises CheckpointError with the corpora whose clips are others.
+
+    Where in the order of clips a checkpoint stands would else mean nothing: some would come twice, others never. A run
+    of an earlier checkout, which did not write them down, goes on with what there is.
+    """
+    file = workdir / "corpora.json"
+    if resumed and file.is_file():
+        then = {name: Clips(**own) for name, own in json.loads(file.read_text()).items()}
+        lines = [f"  {name}: {then[name].number} clips then, {own.number} now, not the same"
+                 for name, own in now.items() if own != then[name]]
+        if lines:
+            raise CheckpointError("\n".join([f"{workdir} was begun with other clips; restore them, in their order, or "
+                                             "choose another --workdir:", *lines]))
+    _put(file, json.dumps({name: own._asdict() for name, own in now.items()}, indent=2) + "\n")
 
 
 class Checkpoints:
@@ -100,7 +184,7 @@ def read_state(path: Path, like: State) -> tuple[int, State]:
     Names of fields and keys must be those of what was saved; what `like` lacks, the optimiser's state as a rule, is
     not read.
     """
-    root, step = run_of(path) / STEPS, int(path.name) if path.parent.name == STEPS else None
+    root, step = run_of(path) / STEPS, step_of(path)
     if not root.is_dir():
         raise CheckpointError(f"{path}: no checkpoint; give the --workdir of a `cora pretrain` or a step folder")
     with ocp.CheckpointManager(root.absolute()) as manager:

@@ -17,12 +17,16 @@ from jaxtyping import UInt8
 from cora import config
 from cora.schema import require
 from cora.store import checkpoint, hugging_face, meta, onnx_file, stablehlo, torch_file, weights
-from cora.store.probes import Probe, load_probe, save_probe, tree_of
+from cora.store.probes import Probe, load_probe, save_probe, scores, tree_of
 from cora.store.weights import Pretrained, WeightsError
 
 Format = Literal["native", "hf", "stablehlo", "onnx"]
 PACKAGES = ("cora", "jax", "flax", "optax", "numpy")
 PATHS = (("corpus", "path"), ("target", "start"), ("run", "start"))
+HEAD = "---\nlibrary_name: transformers\ntags: [video, v-jepa-2, predictive-coding, cora]\n---"
+MARKS = {"native": ("config.json", '{\n  "format": "cora-'), "hf": ("README.md", HEAD),
+         "stablehlo": (stablehlo.FILE, ""), "onnx": (onnx_file.FILE, "")}
+"""By what an export of a format is known: the file that is written first, and how that begins."""
 
 
 class Compared(NamedTuple):
@@ -35,28 +39,49 @@ class Compared(NamedTuple):
 
 def record_of(ckpt: Path, settings: config.Pretrain, step: int) -> dict[str, Any]:
     """Returns what is known of a run, as it goes with its weights: config (of paths their names only), step, versions
-    and the probes' accuracies, where the run has been probed."""
+    and the probes' accuracies, where the run has been probed at this step; or why they are left out."""
     whole = json.loads(config.to_json(settings))
     for section, field in (*((whole[name], field) for name, field in PATHS), *((one, "path") for one in whole["mix"])):
         section[field] = Path(section[field]).name
     record = {"config": whole, "step": step, "versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
-    probe = checkpoint.run_of(ckpt) / "probe.json"
-    if probe.is_file():
-        scores = {name: row for name, row in json.loads(probe.read_text()).items() if isinstance(row, dict)}
+    found, left_out = scores(checkpoint.run_of(ckpt), step)
+    if left_out:
+        record["probe_left_out"] = left_out
+    if found is not None:
         keys = ("accuracy", "ci95", "level")
         record["probe"] = {name: {key: row[key] for key in keys if key in row}
                            | {f"{other}_accuracy": row[other]["accuracy"] for other in ("random", "pixels")
-                              if other in row} for name, row in scores.items() if "accuracy" in row}
+                              if other in row} for name, row in found.items()
+                           if isinstance(row, dict) and "accuracy" in row}
     return record
+
+
+def require_own(out: Path, form: Format) -> None:
+    """Raises ConfigError unless the folder `out` is new, empty but for hidden files, or an earlier export of this
+    format: nothing else is written over, a run's config.json or somebody's README.md least of all."""
+    name, opening = MARKS[form]
+    files = out.iterdir() if out.is_dir() else [out] if out.exists() else []
+    there = sorted(path.name for path in files if not path.name.startswith("."))
+    require(not there or _begins(out / name, opening.encode()), "out", str(out),
+            f"holds {', '.join(there[:3])} and is no earlier {form} export; nearest: {str(out / form)!r}")
+
+
+def _begins(file: Path, opening: bytes) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return content.read(len(opening)) == opening
 
 
 def write(ckpt: Path, out: Path, encoder: Pretrained, form: Format = "native", probe: bool = False) -> Compared:
     """Writes a checkpoint's encoder into the folder `out`, reads it back and returns the largest differences.
 
     `probe` takes the attentive probe along that stands in the run's folder. Raises ConfigError for what the format
-    cannot hold, WeightsError if what was read back differs.
+    cannot hold, a probe of another step or an `out` that holds something else, WeightsError if what was read back
+    differs.
     """
     require(not probe or form == "hf", "probe", probe, f"--format {form} has no place for one; nearest: --format hf")
+    require_own(out, form)
     if form == "native":
         gap = weights.save(out, encoder.model, encoder.encoder, encoder.predictors, encoder.learn, encoder.record)
         return Compared(gap, _gap(encoder, weights.load(out)(_clip(encoder.model))))
@@ -86,23 +111,25 @@ def _write_hugging_face(out: Path, encoder: Pretrained, probe: Probe | None) -> 
     arrays = hugging_face.tensors(model, weights.named(encoder.encoder, encoder.predictors))
     settings = hugging_face.to_config(model)
     if probe is not None:
-        _fits(model, probe)
+        _fits(encoder, probe)
         settings = hugging_face.to_config(model, probe.labels, probe.depth)
         head = hugging_face.probe_tensors(weights.flatten(probe.weights))
         arrays = {f"vjepa2.{name}": array for name, array in arrays.items()} | head
     out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text(card(encoder, probe))
     for name, content in (("config.json", settings), ("video_preprocessor_config.json", hugging_face.processor(model))):
         (out / name).write_text(json.dumps(content, indent=2) + "\n")
     weights.write_arrays(out / "model.safetensors", arrays, {"format": "pt"})
-    (out / "README.md").write_text(card(encoder, probe))
     again = weights.load(out, model.levels)
     gap = weights.same(out, arrays, weights.read_folder(out))
     alike = Pretrained(replace(again.model, dtype=model.dtype, attention=model.attention), again.encoder)
     return Compared(gap, _gap(encoder, alike(_clip(model))))
 
 
-def _fits(model: config.Model, probe: Probe) -> None:
-    run = "cora probe RUN MANIFEST --method attentive"
+def _fits(encoder: Pretrained, probe: Probe) -> None:
+    model, step, run = encoder.model, encoder.record.get("step"), "cora probe RUN MANIFEST --method attentive"
+    require(probe.step == step, "probe.step", probe.step,
+            f"the encoder is of step {step}: `{run}` again, or export RUN/checkpoints/{probe.step}")
     require(probe.heads == model.heads, "probe.heads", probe.heads,
             f"Hugging Face's pooler has as many heads as the encoder: `{run} --heads {model.heads}`")
     require(probe.of == "whole", "probe.tokens", probe.of,
@@ -125,6 +152,7 @@ def bring(
     frames unless given, which rotary positions are free to leave. Raises ConfigError, WeightsError, MetaError or
     TorchFileError, naming what is wrong.
     """
+    require_own(out, "native")
     if source.is_dir():
         given = {"heads": heads, "predictor_heads": predictor_heads, "size": size, "frames": frames}
         for name, value in given.items():
@@ -159,7 +187,7 @@ def _brought_probe(source: Path, model: config.Model, found: Mapping[str, np.nda
     labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(count))
     depth = given.get("num_pooler_layers", hugging_face.DEFAULTS["num_pooler_layers"])
     tree = tree_of(hugging_face.probe_weights(head))
-    return Probe(tree, model.heads, depth, model.levels - 1, "whole", labels)
+    return Probe(tree, model.heads, depth, model.levels - 1, "whole", labels, step=None)
 
 
 # ------------------------------------------------------------------------------------------------------------ card
@@ -170,7 +198,7 @@ def card(encoder: Pretrained, probe: Probe | None) -> str:
     model, record = encoder.model, encoder.record
     kind = hugging_face.CLASSIFIER if probe else hugging_face.MODEL
     parts = [
-        "---\nlibrary_name: transformers\ntags: [video, v-jepa-2, predictive-coding, cora]\n---",
+        HEAD,
         f"# A video encoder pretrained by Cora\n\n`{kind}`: {model.levels * model.blocks} blocks of width {model.width}"
         f", clips of {model.frames} frames of {model.sides[0]} pixels.",
         "```python\nfrom transformers import AutoVideoProcessor, " + kind + "\n\n"

@@ -1,4 +1,6 @@
-"""A trained attentive probe in its run's folder: what is needed to classify new clips, or to export it.
+"""What probes leave in the folder of the encoder that they read, each with the step that it is of.
+
+`probe.json` holds the accuracies. A trained attentive probe is what is needed to classify new clips, or to export it:
 
 `probe_attentive.json` holds the choices and the class names, `probe_attentive.safetensors` the weights under the paths
 of their tree (`pooler.cross_attention_layer.layer_norm1.scale`).
@@ -15,8 +17,9 @@ import numpy as np
 from cora.store.weights import WeightsError, read_arrays, write_arrays
 from cora.types import Tree
 
-FORMAT = "cora-attentive-probe-1"
-NAME = "probe_attentive"
+FORMAT = "cora-attentive-probe-2"
+"""The former did not say of which step's encoder it was."""
+NAME, SCORES = "probe_attentive", "probe.json"
 
 
 class Probe(NamedTuple):
@@ -34,6 +37,8 @@ class Probe(NamedTuple):
     """Whether it reads the tokens as they are, without their mean over time, or told where they are."""
     labels: tuple[str, ...]
     """Name of each class, in the order of the outputs."""
+    step: int | None
+    """Of training, after which the encoder was read; None for an encoder that was not trained here."""
 
 
 def save_probe(folder: Path, probe: Probe) -> None:
@@ -52,13 +57,30 @@ def load_probe(folder: Path) -> Probe:
         raise WeightsError(f"{folder}: no {file.name}; run `cora probe {folder} MANIFEST --method attentive` first")
     facts = json.loads(file.read_text())
     if facts.pop("format", None) != FORMAT:
-        raise WeightsError(f"{file}: not of format {FORMAT!r}, the only one that this version reads")
+        raise WeightsError(f"{file}: not of format {FORMAT!r}, the only one that says of which step's encoder it is; "
+                           f"run `cora probe {folder} MANIFEST --method attentive` again")
     tree = tree_of(read_arrays(folder / f"{NAME}.safetensors"))
     probe = Probe(weights=tree, **facts | {"labels": tuple(facts["labels"])})
     outputs = tree["classifier"]["linear"]["kernel"].shape[1]
     if outputs != len(probe.labels):
         raise WeightsError(f"{folder}: {len(probe.labels)} labels for {outputs} outputs; probe again")
     return probe
+
+
+def scores(folder: Path, step: int | None) -> tuple[dict[str, Any] | None, str]:
+    """Returns (the JSON of `cora probe` in the folder of this step's encoder, why it is left out).
+
+    Without such a file it is (None, ""); where that is of another step, or does not say of which, (None, a sentence).
+    """
+    file = folder / SCORES
+    if not file.is_file():
+        return None, ""
+    found = json.loads(file.read_text())
+    if "step" not in found:
+        return None, f"{SCORES} is of an earlier checkout and does not say of which step's encoder it is; probe again"
+    if found["step"] != step:
+        return None, f"{SCORES} is of step {found['step']}'s encoder, and this one is of step {step}; probe again"
+    return found, ""
 
 
 def tree_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

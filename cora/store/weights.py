@@ -169,8 +169,8 @@ def save(
     meta = {"format": FORMAT, "model": json.loads(config.to_json(model)),
             "learn": json.loads(config.to_json(learn or config.Learn())), "record": dict(record or {})}
     arrays = named(encoder, predictors)
+    (folder / "config.json").write_text(json.dumps(meta, indent=2) + "\n")  # first: what is cut short is known for ours
     write_arrays(folder / "model.safetensors", arrays, {"format": FORMAT})
-    (folder / "config.json").write_text(json.dumps(meta, indent=2) + "\n")
     again = load(folder)
     return same(folder, arrays, named(again.encoder, again.predictors))
 
