@@ -96,8 +96,7 @@ def run(
     trained = time.perf_counter() - begun
     ledger = folder / "bad_files_probe.csv"
     report = splits.probed(folder, source, ledger, methods, folds=folds, beside=beside, views=views, plan=plan)
-    return {"steps": recipe.run.steps, "train_seconds": trained, "mib": mib, "gflop": operations,
-            **report}
+    return {"steps": recipe.run.steps, "train_seconds": trained, "mib": mib, "gflop": operations, **report}
 
 
 def with_labels(recipe: config.Pretrain, source: Path, folder: Path, methods: list[str], views: int) -> Row:

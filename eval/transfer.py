@@ -74,7 +74,8 @@ def main() -> None:
     for corpus in given.on:
         for run in given.runs:
             beside = not any(row["corpus"] == called(corpus) for row in rows_of(file))
-            where = {"folder": str(run.absolute()), "list": str(Path(corpus).absolute())}
+            where = {"folder": str(run.absolute()),
+                     "list": corpus if corpus == EMBEDDED else str(Path(corpus).absolute())}
             once(file, {"run": run.name, "corpus": called(corpus), **where},
                  partial(pair, run, corpus, given.out, given.methods, given.folds, beside, given.views))
     print("\n\n".join(table(rows_of(file), method) for method in given.methods))

@@ -79,7 +79,9 @@ def test_each_named_group_is_judged_by_its_own_rows() -> None:
     right, group = np.array([1, 1, 0, 0, 1, 0], bool), np.array(["b", "b", "b", "a", "a", ""])
     found = groups.judged(right, group, 0)
     assert found.accuracy == 0.5 and found.by_group == {"a": 0.5, "b": pytest.approx(2 / 3)}
+    assert groups.sizes(group) == {"a": 2, "b": 3}
     assert groups.judged(right, np.arange(6).astype(str), 0).by_group == {}  # a row each: nothing to add
+    assert groups.sizes(np.arange(6).astype(str)) == {}
 
 
 def test_a_lead_covers_seeds_and_groups() -> None:

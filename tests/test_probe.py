@@ -262,6 +262,10 @@ def test_report_is_json_with_every_part_and_its_split_is_drawn_where_there_is_no
         for one in (part, part["random"], part["pixels"]):
             assert {"accuracy", "ci95", "ci_over", "level", "per_level"} <= set(one) and len(one["ci95"]) == 2
             assert np.mean(list(one["by_group"].values())) == pytest.approx(one["accuracy"])  # groups of one size
+            assert one["by_group"].keys() == report["rows_by_group"].keys()
+    lone = table._replace(group=np.arange(72).astype(str))
+    apart = probe.probe(lone, {"pixels": lone}, ("knn",))
+    assert apart["rows_by_group"] == apart["knn"]["by_group"] == {} and apart["groups"] == 24
     bare = [t._replace(split=np.full(72, "")) for t in (table, other, pixels)]
     drawn = probe.probe(bare[0], {"random": bare[1], "pixels": bare[2]}, ("linear",))
     assert drawn["n_test"] + drawn["n_train"] == 72 and "knn" not in drawn

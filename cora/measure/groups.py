@@ -105,11 +105,16 @@ def settle_split(table: Table, seed: int) -> Table:
     return table
 
 
+def sizes(group: np.ndarray) -> dict[str, int]:
+    """Returns how many rows each named group has; nothing where every row is a group of its own."""
+    names, counts = np.unique(group[group != ""], return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True)) if len(names) < len(group) else {}
+
+
 def judged(right: Bool[np.ndarray, "n"], group: np.ndarray, seed: int) -> Judged:
     """Returns the accuracy of answers to test rows, its interval, and that of each named group, unless every row is a
     group of its own."""
-    names = [name for name in np.unique(group) if name]
-    each = {str(name): float(right[group == name].mean()) for name in names} if len(names) < len(right) else {}
+    each = {name: float(right[group == name].mean()) for name in sizes(group)}
     return Judged(float(right.mean()), *interval(right, group, seed), each)
 
 

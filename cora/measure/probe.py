@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from cora.measure.groups import judged, paired, settle_split, training_folds
+from cora.measure.groups import judged, paired, settle_split, sizes, training_folds
 from cora.measure.table import Table
 
 Method = Literal["linear", "knn"]
@@ -78,10 +78,9 @@ def probe(trained: Table, others: Mapping[str, Table], methods: Sequence[Method]
     group = trained.group[split == "test"]
     report: dict[str, Any] = {method: beside({name: scores[method] for name, scores in each.items()}, group, seed)
                               for method in methods}
-    names, counts = np.unique(group[group != ""], return_counts=True)
     return report | {"chance": 1 / len(np.unique(trained.label)),
                      "n_train": int((split == "train").sum()), "n_test": int((split == "test").sum()),
-                     "groups": len(names), "rows_by_group": dict(zip(names.tolist(), counts.tolist(), strict=True))}
+                     "groups": len(set(group.tolist()) - {""}), "rows_by_group": sizes(group)}
 
 
 def beside(scores: Mapping[str, Score], group: np.ndarray, seed: int) -> dict[str, Any]:
