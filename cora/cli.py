@@ -123,6 +123,33 @@ def probe(
         file.write_text(json.dumps(report, indent=2))
 
 
+def skill(
+    ckpt: Positional[Path], manifest: Positional[Path], /, clips: int = 1024, seed: int = 0,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Measures how well each level predicts hidden tokens, beside guesses that need no network; needs no labels.
+
+    Args:
+        ckpt: A run folder (its latest step) or one step folder; or a native export, where targets are fixed.
+        manifest: Any corpus that pretraining reads.
+        clips: Clips of each split that are read at most.
+        seed: Of the masks, of which clips are read, and of the split where the corpus has none.
+        json_file: Where the result goes as JSON; it is printed as a table in any case.
+    """
+    from cora.measure import skill as measured
+    from cora.store.checkpoint import run_of
+    from cora.store.probes import SKILL
+
+    home = run_of(ckpt)
+    report = measured.read(ckpt, manifest, home / "bad_files_skill.csv", clips, seed)
+    console.print(measured.as_table(report))
+    for line in report["alarms"]:
+        console.print(f"warning: {line}", style="yellow", soft_wrap=True)
+    for file in (home / SKILL, *([] if json_file is None else [json_file])):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=2))
+
+
 def export(
     ckpt: Positional[Path], out: Positional[Path], /,
     format: Literal["native", "hf", "stablehlo", "onnx"] = "native", probe: bool = False,
@@ -204,8 +231,8 @@ def bench(
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "export": export, "import": bring,
-    "report": report, "bench": bench,
+    "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "skill": skill, "export": export,
+    "import": bring, "report": report, "bench": bench,
 }
 
 

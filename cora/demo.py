@@ -1,4 +1,4 @@
-"""The whole of Cora in one command: embedded corpus, pretraining, probes, export, report."""
+"""The whole of Cora in one command: embedded corpus, pretraining, skill, probes, export, report."""
 
 import json
 import time
@@ -9,10 +9,11 @@ from rich.console import Console
 
 from cora import config
 from cora.measure import evaluation
+from cora.measure import skill as prediction
 from cora.measure.features import trained
 from cora.report import gather, write
 from cora.store import exchange
-from cora.store.probes import SCORES
+from cora.store.probes import SCORES, SKILL
 from cora.train import fit
 from cora.video import synthetic
 
@@ -37,16 +38,20 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
     console.print(f"embedded corpus: {source.parent}", soft_wrap=True)
     console.rule("2  pretraining, without labels")
     fit(recipe, out, live=console)
-    console.rule("3  frozen probes: can the motion be read from the features?")
+    console.rule("3  skill: is what is hidden predicted?")
+    skill = prediction.read(out, source, out / "bad_files_skill.csv")
+    (out / SKILL).write_text(json.dumps(skill, indent=2))
+    console.print(prediction.as_table(skill))
+    console.rule("4  frozen probes: can the motion be read from the features?")
     methods: tuple[evaluation.Named, ...] = ("linear", "knn")
     reading = evaluation.read(out, source, methods=methods, ledger=out / "bad_files_probe.csv", views=4)
     report = evaluation.judge(reading, methods)
     (out / SCORES).write_text(json.dumps(report, indent=2))
     console.print(evaluation.as_table(report))
-    console.rule("4  export")
+    console.rule("5  export")
     compared = exchange.write(out, out / "encoder", trained(out)[1])
     console.print(f"{out / 'encoder'}: {exchange.describe(compared)}", soft_wrap=True)
-    console.rule("5  report")
+    console.rule("6  report")
     figures = ("accuracy", "ci95", "level", "per_level")
     found = {
         "probe": {
@@ -55,6 +60,7 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
                      "detail": {name: report[method][name] for name in figures}}
             for method in ("linear", "knn")
         },
+        "skill": {name: skill[name] for name in prediction.NAMES.values() if name in skill},
         **gather.summary(out),
     }
     page = write(out, out, gather.gallery(out))

@@ -25,6 +25,7 @@ from cora.nets.hierarchy import build, latents
 from cora.pc import masks, schedules, settled
 from cora.pc.diagnose import health
 from cora.pc.learn import learn
+from cora.pc.prediction import batch_skill
 from cora.store import checkpoint, record, weights
 from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
@@ -178,8 +179,8 @@ def make_step(settings: config.Pretrain) -> Step:
 
 
 def make_check(settings: config.Pretrain) -> Callable[[TrainState, Videos], Metrics]:
-    """Returns what is logged beside a step's own numbers: the readout's health on clips of the first shape, and how
-    inference settles, if any."""
+    """Returns what is logged beside a step's own numbers, of clips of the first shape: the readout's health, how much
+    better levels predict than guesses, and how inference settles, if any."""
     part = settings.parts(jax.device_count())[0]
     network = build(part.model, part.target, part.learn)
     rule = settled.algorithm(settings.learn, settings.infer, settings.model.levels)
@@ -187,9 +188,11 @@ def make_check(settings: config.Pretrain) -> Callable[[TrainState, Videos], Metr
     def check(state: TrainState, videos: Videos) -> Metrics:
         video = videos[0]
         numbers = health(latents(network, readout(state, settings.target), video))
+        sight = look(network, part, state.step, video)
+        if settings.learn.rule != "dense":  # one predictor speaks for all its levels
+            numbers["skill"] = batch_skill(network, state.params, state.teacher, sight, part.model.grid)
         if rule is None:
             return numbers
-        sight = look(network, part, state.step, video)
         return numbers | settled.inspected(rule, network, state.params, state.teacher, sight)
 
     return check

@@ -16,7 +16,7 @@ from cora.pc import masks
 from cora.report.material import Gallery
 from cora.store import record
 from cora.store.checkpoint import CheckpointError
-from cora.store.probes import scores
+from cora.store.probes import SKILL, scores
 from cora.train import corpus_of
 from cora.video.clips import views
 from cora.video.codec import VideoError
@@ -63,6 +63,7 @@ def gallery(run: Path, *, count: int = 6) -> Gallery:
         probe=found,
         summary=summary(run),
         left_out=left_out,
+        skill=scores(run, encoder.record.get("step"), SKILL)[0],
     )
 
 

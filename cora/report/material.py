@@ -24,6 +24,8 @@ class Gallery(NamedTuple):
     of None or nan is one that a run was too short to measure."""
     left_out: str = ""
     """Why `probe` is None although the run has been probed."""
+    skill: dict[str, Any] | None = None
+    """JSON of `cora skill`; None: not measured of this step yet."""
 
 
 class Material(NamedTuple):

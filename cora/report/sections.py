@@ -26,6 +26,10 @@ KINDS = {"short": "Short mask: many small blocks", "long": "Long mask: few large
          "tube": "Tube mask: random places, for the whole clip", "random": "Random mask: single tokens",
          "future": "Future mask: all that comes later"}
 
+HIDDEN = {"random": "A quarter, at random places", "blocks": "Three quarters, in blocks", "future": "The later half"}
+GUESSES = {"mean": "mean at each place", "nearest": "nearest seen token", "copy_last": "last one seen",
+           "line": "straight line", "neighbours": "linear map of neighbours"}
+
 
 # ----------------------------------------------------------------------------------------------------------- HTML
 
@@ -189,6 +193,35 @@ def losses(material: Material) -> Section:
     return Section("loss", "How training went", body)
 
 
+def skill(material: Material) -> Section:
+    """Returns how much of what is hidden each level predicts, beside the best guess without a network."""
+    title, found = "What it predicts", material.gallery.skill
+    if found is None:
+        return Section("skill", title, '<p class="missing">Not measured of this step yet. Run <code>cora skill</code> '
+                       "on the run's folder with any corpus, and write the report again.</p>")
+    body = paragraph(f"Of {found['n_test']} clips that nothing was fitted to, tokens are hidden and predicted. “Left” "
+                     "is the share of the hidden targets' variance that the prediction leaves: 0% is perfect, 100% no "
+                     "better than the mean at each place. The best guess needs no network: the nearest seen token, the "
+                     "last one seen, a straight line, or a linear map of all seen neighbours. R² is what a linear map "
+                     "reads of the hidden tokens' own oriented energies off the prediction; no collapse improves it.",
+                     "lead")
+    body += "".join(paragraph(f"Warning: {line}.", "verdict warning") for line in found["alarms"])
+    rows = []
+    for kind, words in HIDDEN.items():
+        if kind not in found:
+            continue
+        one = found[kind]
+        for level, share in enumerate(one["left"]):
+            guess = min(one["trivial"], key=lambda name: one["trivial"][name][level])
+            energies = one["readout_r2"]["energies"]
+            rows.append([f"{words}, level {level}", percent(share), f"{percent(one['trivial'][guess][level])} "
+                         f"({GUESSES[guess]})", f"{one['skill'][level]:+.2f}", f"{energies['predicted'][level]:.2f}",
+                         f"{energies['neighbours']:.2f}", f"{energies['ceiling'][level]:.2f}"])
+    body += table(["Hidden", "Left", "Best guess leaves", "Skill", "R² of energies", "from neighbours", "from targets"],
+                  rows)
+    return Section("skill", title, body)
+
+
 def collapse(material: Material) -> Section:
     """Returns the verdict on collapse with the curves of rank and deviation that it rests on."""
     width = material.gallery.latents.shape[-1]
@@ -284,6 +317,6 @@ def plain(value: object) -> str:
 
 
 SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
-    scores, clips, masks, losses, settling, collapse, maps, levels, facts,
+    scores, clips, masks, skill, losses, settling, collapse, maps, levels, facts,
 )
 """The page, from top to bottom; a section that returns None has nothing to say of this run."""

@@ -1,6 +1,7 @@
 """What probes leave in the folder of the encoder that they read, each with the step that it is of.
 
-`probe.json` holds the accuracies. A trained attentive probe is what is needed to classify new clips, or to export it:
+`probe.json` holds the accuracies, `skill.json` how well hidden tokens are predicted. A trained attentive probe is what
+is needed to classify new clips, or to export it:
 
 `probe_attentive.json` holds the choices and the class names, `probe_attentive.safetensors` the weights under the paths
 of their tree (`pooler.cross_attention_layer.layer_norm1.scale`).
@@ -19,7 +20,7 @@ from cora.types import Tree
 
 FORMAT = "cora-attentive-probe-2"
 """The former did not say of which step's encoder it was."""
-NAME, SCORES = "probe_attentive", "probe.json"
+NAME, SCORES, SKILL = "probe_attentive", "probe.json", "skill.json"
 
 
 class Probe(NamedTuple):
@@ -67,19 +68,19 @@ def load_probe(folder: Path) -> Probe:
     return probe
 
 
-def scores(folder: Path, step: int | None) -> tuple[dict[str, Any] | None, str]:
-    """Returns (the JSON of `cora probe` in the folder of this step's encoder, why it is left out).
+def scores(folder: Path, step: int | None, name: str = SCORES) -> tuple[dict[str, Any] | None, str]:
+    """Returns (the JSON of `cora probe`, or of `cora skill`, in the folder of this step's encoder; why it is left out).
 
     Without such a file it is (None, ""); where that is of another step, or does not say of which, (None, a sentence).
     """
-    file = folder / SCORES
+    file = folder / name
     if not file.is_file():
         return None, ""
     found = json.loads(file.read_text())
     if "step" not in found:
-        return None, f"{SCORES} is of an earlier checkout and does not say of which step's encoder it is; probe again"
+        return None, f"{name} is of an earlier checkout and does not say of which step's encoder it is; measure again"
     if found["step"] != step:
-        return None, f"{SCORES} is of step {found['step']}'s encoder, and this one is of step {step}; probe again"
+        return None, f"{name} is of step {found['step']}'s encoder, and this one is of step {step}; measure again"
     return found, ""
 
 

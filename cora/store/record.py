@@ -164,7 +164,7 @@ def _plain(name: str, value: Any) -> float | list[float]:
 # ---------------------------------------------------------------------------------------------------- the display
 
 
-SHOWN = (("loss", ".4f"), ("rank", ".1f"))
+SHOWN = (("loss", ".4f"), ("skill", ".2f"), ("rank", ".1f"))
 """Metrics of the display and their format."""
 
 

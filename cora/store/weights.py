@@ -229,17 +229,22 @@ def _shapes(arrays: Mapping[str, Any]) -> Shapes:
 # ----------------------------------------------------------------------------------------------------------- begin
 
 
+def read_training(path: Path) -> tuple[config.Pretrain, int, Params, Encoder]:
+    """Returns (config, step, what learns, its teacher) of a run's latest step or a step folder."""
+    settings = checkpoint.config_of(path)
+    params = _like(settings.model, settings.learn)
+    like: dict[str, Any] = {"params": params, "teacher": params.encoder}
+    step, state = checkpoint.read_state(path, like)
+    return settings, step, state["params"], state["teacher"]
+
+
 def read_run(path: Path) -> tuple[config.Pretrain, int, Params, Encoder]:
     """Returns (config, step, what learned, the encoder that the run is for) of a run's latest step or a step folder.
 
     The last is the moving average where the run kept one.
     """
-    settings = checkpoint.config_of(path)
-    params = _like(settings.model, settings.learn)
-    like: dict[str, Any] = {"params": params, "teacher": params.encoder}
-    step, state = checkpoint.read_state(path, like)
-    teacher = state["teacher"] if settings.target.kind == "ema" else jax.tree.map(jnp.copy, state["params"].encoder)
-    return settings, step, state["params"], teacher
+    settings, step, params, teacher = read_training(path)
+    return settings, step, params, teacher if settings.target.kind == "ema" else jax.tree.map(jnp.copy, params.encoder)
 
 
 def start(path: Path | str, wanted: config.Pretrain | None = None) -> tuple[config.Model, Params, Encoder]:
