@@ -45,6 +45,12 @@ class Model:
     predictor_mlp_ratio: float = 4.0
     predictor_near: float = 0.0
     """Value at which the biases of a predictor's queries and keys begin; above 0, attention begins at what is near."""
+    predictor_gaze: Literal["near", "around"] = "near"
+    """With `predictor_near`: whether every head begins at what is nearest, or each at another neighbour in turn: one
+    step earlier, later, up, down, left, right, the place itself, two steps earlier. Give heads 8 channels then: wider
+    ones are turned by several angles, and look around less sharply (all sharply where `rope` is interleaved)."""
+    predictor_tokens: float = 0.0
+    """Standard deviation with which mask tokens begin; V-JEPA 2 begins them at 0."""
     mask_tokens: int = 2
     """Learned mask tokens of a predictor; mask kind i uses token i mod mask_tokens."""
     scaled_init: bool = False
@@ -70,6 +76,8 @@ class Model:
                     f"leaves fewer than 6 channels a head for 3-D positions; at most {max(1, width // 6)}")
         require(self.predictor_near >= 0, "model.predictor_near", self.predictor_near,
                 "must not be below 0; nearest: 0")
+        require(self.predictor_gaze == "near" or self.predictor_near > 0, "model.predictor_gaze", self.predictor_gaze,
+                "means nothing where model.predictor_near is 0; nearest: 'near', or model.predictor_near = 3.0")
         require(self.rope_grid == 0 or self.rope_grid > 1, "model.rope_grid", self.rope_grid,
                 "must be 0 or at least 2; nearest: 0")
 

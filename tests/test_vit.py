@@ -170,3 +170,39 @@ def test_a_predictor_that_begins_near_hears_its_neighbours_first():
     assert heard(2.0) > 2.0
     with pytest.raises(config.ConfigError, match="predictor_near = -1"):
         config.Model(predictor_near=-1.0)
+
+
+@pytest.mark.parametrize(("rope", "width"), [("tiled", 64), ("interleaved", 96)])
+def test_heads_that_look_around_each_agree_best_with_another_neighbour(rope, width):
+    """Where queries and keys are their biases alone, the place of the best score is known by counting tokens."""
+    model = config.Model(levels=1, predictor_width=width, predictor_heads=8, predictor_near=3.0, rope=rope,
+                         predictor_gaze="around")
+    bias = build(model).init(jax.random.key(0)).predictors["stack"]["block0"]["qkv"]["linear"]["bias"][0]
+    query, key, value = np.asarray(bias).reshape(3, 8, width // 8)
+    assert not value.any()
+    style = vit.Style(8, (6, 4, 4), rope=rope)  # times of less than one turn, so that none looks like another
+    cos, sin = (np.asarray(x) for x in vit.rotary_table(style, width // 8))
+
+    def turned(x):
+        other = np.stack([-x[1::2], x[::2]], axis=1).ravel()
+        return x * cos + other * sin
+
+    places = np.indices(style.grid).reshape(3, -1).T
+    for head, away in enumerate([(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1), (0, 0, 0),
+                                 (-2, 0, 0)]):
+        best = places[np.argmax(turned(query[head]) @ turned(key[head]).T, axis=1)]
+        wanted = places + away
+        inside = ((wanted >= 0) & (wanted < style.grid)).all(1)
+        np.testing.assert_array_equal(best[inside], wanted[inside])
+
+
+def test_mask_tokens_begin_as_wide_as_the_model_says_and_at_zero_unless_it_does():
+    made = {wide: build(config.Model(levels=2, predictor_width=96, mask_tokens=8, predictor_tokens=wide)).init(
+        jax.random.key(0)).predictors["mask_tokens"] for wide in (0.0, 0.5)}
+    assert not made[0.0].any()
+    np.testing.assert_allclose(made[0.5].std(), 0.5, rtol=0.1)
+
+
+def test_a_gaze_without_biases_is_refused():
+    with pytest.raises(config.ConfigError, match="predictor_gaze = 'around'"):
+        config.Model(predictor_gaze="around")

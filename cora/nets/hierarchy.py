@@ -81,7 +81,7 @@ def _predictor(model: config.Model, learn: config.Learn, style: vit.Style) -> vi
     style = style._replace(heads=model.predictor_heads, mlp_ratio=model.predictor_mlp_ratio)
     fused = model.levels if learn.rule == "dense" else 0
     return vit.Predictor(model.predictor_width, model.width, vit.Stack(model.predictor_depth, style),
-                         model.mask_tokens, fused)
+                         model.mask_tokens, fused, model.predictor_tokens)
 
 
 def _init(
@@ -104,7 +104,7 @@ def _init(
         if model.scaled_init:
             tree = {**tree, "stack": _scaled(tree["stack"], jnp.zeros((), jnp.int32))}
         if model.predictor_near:
-            tree = {**tree, "stack": _near(tree["stack"], model.predictor_near)}
+            tree = {**tree, "stack": _near(tree["stack"], model)}
         return tree if beside is None else {**tree, "beside": beside.init(jax.random.fold_in(key, 1), z)["params"]}
 
     levels = jax.vmap(level)(jax.random.split(level_key, model.levels), jnp.arange(model.levels))
@@ -123,14 +123,33 @@ def _scaled(blocks: Tree, below: Int[Array, ""]) -> Tree:
     return jax.tree_util.tree_map_with_path(scale, blocks)
 
 
-def _near(blocks: Tree, bias: float) -> Tree:
-    """Sets the biases of queries and keys, two thirds of `qkv`, to `bias`: turned by their positions, equal biases
-    agree best where the positions do, so attention begins at what is near."""
+AROUND = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1), (0, 0, 0), (-2, 0, 0))
+"""Where the heads of a predictor look at first, in tokens along time, row and column, one after the other."""
+
+
+def _near(blocks: Tree, model: config.Model) -> Tree:
+    """Sets the biases of queries and keys, two thirds of `qkv`, to `predictor_near`: turned by their positions, equal
+    biases agree best where the positions do, so attention begins at what is near.
+
+    With the gaze `around` a head's queries are turned besides, so that they agree best with the keys of one place
+    AROUND the token. That is exact where both channels of a pair turn by one angle, as under rope = "interleaved" and
+    in heads of fewer than 12 channels; elsewhere they turn by the mean of the two.
+    """
+    bias, head_dim = model.predictor_near, model.predictor_width // model.predictor_heads
 
     def begin(path: tuple, leaf: Array) -> Array:
         if path[1].key != "qkv" or path[-1].key != "bias":
             return leaf
-        return leaf.at[: 2 * leaf.shape[0] // 3].set(bias)
+        if model.predictor_gaze == "near":
+            return leaf.at[: 2 * leaf.shape[0] // 3].set(bias)
+        run = vit.run_of(head_dim)
+        angle = jnp.mean(vit.frequencies(run, model.rope).reshape(-1, 2), axis=1)
+        heads = jnp.array([AROUND[i % len(AROUND)] for i in range(model.predictor_heads)], jnp.float32)
+        turn = heads[:, :, None] * angle[None, None]
+        query = jnp.stack([jnp.cos(turn) - jnp.sin(turn), jnp.cos(turn) + jnp.sin(turn)], axis=-1)
+        rest = ((0, 0), (0, head_dim - 3 * run))
+        pair = (jnp.pad(x.reshape(len(heads), 3 * run), rest).ravel() for x in (query, jnp.ones_like(query)))
+        return leaf.at[: 2 * leaf.shape[0] // 3].set(bias * jnp.concatenate(list(pair)))
 
     return jax.tree_util.tree_map_with_path(begin, blocks)
 

@@ -58,6 +58,17 @@ def unpatchify(
     return split.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * tubelet, h * patch, w * patch, 3)
 
 
+def run_of(head_dim: int) -> int:
+    """Returns r = 2 floor(floor(d / 3) / 2), how many channels of a head tell of each of time, row and column."""
+    return 2 * (head_dim // 3 // 2)
+
+
+def frequencies(run: int, rope: Literal["tiled", "interleaved"]) -> Float[Array, " r"]:
+    """Returns by which angle each channel of a run is turned for a step of one, in radians."""
+    omega = 10000.0 ** (-jnp.arange(run // 2) / (run / 2))
+    return jnp.tile(omega, 2) if rope == "tiled" else jnp.repeat(omega, 2)
+
+
 def rotary_table(style: Style, head_dim: int) -> tuple[Float[Array, "N d"], Float[Array, "N d"]]:
     """Returns the cosines and sines by which each channel of a head is turned at each token of the grid.
 
@@ -68,13 +79,12 @@ def rotary_table(style: Style, head_dim: int) -> tuple[Float[Array, "N d"], Floa
     """
     t, h, w = style.grid
     ids = jnp.arange(t * h * w)
-    run = 2 * (head_dim // 3 // 2)
-    omega = 10000.0 ** (-jnp.arange(run // 2) / (run / 2))
+    run = run_of(head_dim)
+    omega = frequencies(run, style.rope)
     rows, columns = ((style.rope_grid - 1) / max(side - 1, 1) if style.rope_grid else 1.0 for side in (h, w))
     angles = []
     for position, scale in ((ids // (h * w), 1.0), (ids % (h * w) // w, rows), (ids % w, columns)):
-        angle = position[:, None].astype(jnp.float32) * scale * omega[None]
-        angles.append(jnp.tile(angle, (1, 2)) if style.rope == "tiled" else jnp.repeat(angle, 2, axis=1))
+        angles.append(position[:, None].astype(jnp.float32) * scale * omega[None])
     angles.append(jnp.zeros((t * h * w, head_dim - 3 * run)))
     table = jnp.concatenate(angles, axis=1)
     return jnp.cos(table), jnp.sin(table)
@@ -190,8 +200,8 @@ class Predictor(nn.Module):
     """Latents of the target tokens from those of the context: a narrow transformer over context and mask tokens.
 
     Context latents are projected to `width`; every target token starts as the learned mask token of its kind of mask
-    (zero at first) and is told apart by its position alone, which the attention turns in. With `above`, what the
-    level above predicts of the hidden tokens is added to them.
+    and is told apart by its position alone, which the attention turns in. With `above`, what the level above predicts
+    of the hidden tokens is added to them.
     """
 
     width: int
@@ -202,6 +212,8 @@ class Predictor(nn.Module):
     fused: int = 0
     """V-JEPA 2.1: the input is so many levels' latents side by side, brought to `out` channels and through a GELU
     before `width`; all those latents are predicted, and those of the context tokens by a head of their own."""
+    begin: float = 0.0
+    """Standard deviation with which mask tokens begin."""
 
     @nn.compact
     def __call__(
@@ -212,7 +224,7 @@ class Predictor(nn.Module):
         if self.fused:
             z = gelu(Dense(self.out, dtype, name="fuse")(z))
         z = Dense(self.width, dtype, name="embed")(z)
-        tokens = self.param("mask_tokens", nn.initializers.zeros, (self.kinds, self.width))
+        tokens = self.param("mask_tokens", nn.initializers.normal(self.begin), (self.kinds, self.width))
         hidden = jnp.broadcast_to(tokens[kind % self.kinds], (*target.shape, self.width))
         if above is not None:
             hidden = hidden + Dense(self.width, dtype, name="above")(above)
