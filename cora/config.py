@@ -47,8 +47,8 @@ class Model:
     """Value at which the biases of a predictor's queries and keys begin; above 0, attention begins at what is near."""
     predictor_gaze: Literal["near", "around"] = "near"
     """With `predictor_near`: whether every head begins at what is nearest, or each at another neighbour in turn: one
-    step earlier, later, up, down, left, right, the place itself, two steps earlier. Give heads 8 channels then: wider
-    ones are turned by several angles, and look around less sharply (all sharply where `rope` is interleaved)."""
+    step earlier, later, up, down, left, right, its own place at any time, two steps earlier. Give heads 8 channels
+    then: wider ones are turned by several angles, and look around less sharply (unless `rope` is interleaved)."""
     predictor_tokens: float = 0.0
     """Standard deviation with which mask tokens begin; V-JEPA 2 begins them at 0."""
     mask_tokens: int = 2

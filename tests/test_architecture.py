@@ -32,7 +32,7 @@ PLACES = {
     "safetensors": {"cora/store/weights.py"},
     "jax2onnx": {"cora/store/onnx_file.py"},
     "onnxruntime": {"cora/store/onnx_file.py"},
-    "sklearn": {"cora/measure/probe.py"},
+    "sklearn": {"cora/measure/probe.py", "cora/measure/guesses.py"},
     "matplotlib": {"cora/report/figures.py"},
     "tensorboardX": {"cora/store/record.py"},
     "tyro": {"cora/cli.py"},

@@ -43,6 +43,22 @@ def test_pretraining_leaves_a_whole_run_folder(run):
     assert all(len(row["loss"]) == len(row["rank"]) == 2 for row in rows)
 
 
+def test_skill_writes_the_contract_and_the_report_shows_it(run, corpus, tmp_path):
+    cli.main(["skill", str(run), str(corpus), "--json", str(tmp_path / "deep" / "skill.json")])
+    found = json.loads((tmp_path / "deep" / "skill.json").read_text())
+    assert found == json.loads((run / "skill.json").read_text())
+    assert found["n_train"] == 48 and found["n_test"] == 24 and found["step"] == 6
+    for kind in ("random", "blocks", "future"):
+        one = found[kind]
+        assert len(one["left"]) == 2 and set(one["trivial"]) >= {"mean", "nearest", "neighbours"}
+        best = [min(row[level] for row in one["trivial"].values()) for level in range(2)]
+        np.testing.assert_allclose(one["skill"], 1 - np.array(one["left"]) / best)
+        assert one["readout_r2"]["energies"]["ceiling"][0] > one["readout_r2"]["energies"]["predicted"][0]
+    assert any("predicts nothing" in line for line in found["alarms"]), "six steps teach nothing"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(len(row["skill"]) == 2 and max(row["skill"]) < 0.5 for row in rows)
+
+
 def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):
     cli.main(["probe", str(run), str(corpus), "--method", "knn,attentive", "--epochs", "1", "--views", "1",
               "--json", str(tmp_path / "probe.json")])

@@ -35,7 +35,15 @@ def gallery():
         probe=probe(),
         summary={"steps": 40, "seconds": 125.0, "clips_per_second": 99.0, "wait_share": 0.02, "device": "cpu",
                  "versions": {"jax": "1.2.3"}, "rank_per_level": [8.0, 9.0, 10.0]},
+        skill=skill(),
     )
+
+
+def skill():
+    each = {"left": [0.5, 0.625, 0.995], "skill": [0.2, 0.05, -0.4],
+            "trivial": {"mean": [1.0] * 3, "nearest": [1.5] * 3, "neighbours": [0.715] * 3}, "readout_r2": {name: {"predicted": [0.4, 0.3, 0.1], "neighbours": 0.35,
+            "ceiling": [0.9] * 3} for name in ("energies", "pixels")}}
+    return {"random": each, "n_train": 12, "n_test": 34, "alarms": ["level 2 predicts nothing of what is hidden"]}
 
 
 @pytest.fixture
@@ -372,3 +380,12 @@ def test_a_run_with_inference_tells_how_it_settled(tmp_path, gallery):
     page = write(tmp_path / "b", settled, gallery).read_text()
     assert 'id="settling"' in page and "fell to 42% of its first value" in page
     assert "Cosine to backprop: 0.1, 0.9, 0.987" in page
+
+
+def test_what_it_predicts_stands_beside_the_best_guess_and_the_alarm(html, gallery, tmp_path):
+    part = html[html.index('id="skill"') : html.index("</section>", html.index('id="skill"'))]
+    assert "A quarter, at random places, level 1" in part and "62.5%" in part
+    assert "71.5% (linear map of neighbours)" in part and "-0.40" in part
+    assert "Warning: level 2 predicts nothing of what is hidden." in part and "Of 34 clips" in part
+    bare = write(tmp_path / "out", make_run(tmp_path / "bare"), gallery._replace(skill=None)).read_text()
+    assert "cora skill" in bare and "71.5%" not in bare

@@ -11,7 +11,7 @@ import pytest
 from laws import drawn
 
 from cora import config
-from cora.measure import skill
+from cora.measure import guesses, skill
 from cora.nets.hierarchy import build
 from cora.pc import masks, prediction, rules
 from cora.pc.learn import learn
@@ -35,7 +35,7 @@ def hidden_of(clips, kind, seed=0):
 def test_guesses_are_those_of_a_plain_loop(kind):
     """Nearest seen token, and the last one seen at a place, token by token."""
     x, (hidden, context) = tokens(3), hidden_of(3, kind)
-    found = skill.copied(x, hidden, GRID)
+    found = guesses.copied(x, hidden, GRID)
     place = np.array(list(np.ndindex(*GRID)))
     assert ("copy_last" in found) == (kind == "future")
     for clip in range(3):
@@ -53,11 +53,11 @@ def test_guesses_are_those_of_a_plain_loop(kind):
 
 def test_the_first_seen_token_along_an_axis_is_that_of_a_plain_loop():
     hidden, _ = hidden_of(2, "random", seed=3)
-    seen = skill.seen_of(hidden, GRID)
+    seen = guesses.seen_of(hidden, GRID)
     ids = np.arange(np.prod(GRID)).reshape(GRID)
     for axis in range(3):
         for step in (-1, 1):
-            found = skill.first_seen(seen, axis, step).reshape(2, *GRID)
+            found = guesses.first_seen(seen, axis, step).reshape(2, *GRID)
             for clip in range(2):
                 for place in np.ndindex(*GRID):
                     here, expected = list(place), -1
@@ -74,7 +74,7 @@ def test_neighbours_tell_nothing_of_what_is_hidden():
     x, (hidden, _) = tokens(3), hidden_of(3, "short")
     other = x.copy()
     np.put_along_axis(other, hidden[..., None], 1e6, axis=1)
-    np.testing.assert_array_equal(skill.neighbours(x, hidden, GRID), skill.neighbours(other, hidden, GRID))
+    np.testing.assert_array_equal(guesses.neighbours(x, hidden, GRID), guesses.neighbours(other, hidden, GRID))
 
 
 def sample_of(clips, kind, level_of, seed):
@@ -83,7 +83,7 @@ def sample_of(clips, kind, level_of, seed):
     steps = rng.normal(size=(clips, *GRID, 6)).cumsum(1)
     targets = (steps - steps.mean((0, 1), keepdims=True)).reshape(clips, -1, 6).astype(np.float32)
     hidden, _ = hidden_of(clips, kind, seed)
-    predicted = np.stack([f(skill.take(targets, hidden)) for f in level_of])
+    predicted = np.stack([f(guesses.take(targets, hidden)) for f in level_of])
     return skill.Sample(hidden, predicted, targets[None], targets.copy(), targets[..., :2].copy())
 
 
@@ -153,8 +153,8 @@ def test_logged_skill_is_one_less_the_error_over_the_better_guess():
     for kind, seen in enumerate(sight.masks):
         guess = np.asarray(prediction.predictions(network, params, sight.patches, seen, kind))
         hidden = np.asarray(seen.target)
-        goal = skill.take(goals, hidden)
-        mean, near = goals.mean(0)[hidden], skill.copied(goals, hidden, GRID)["nearest"]
+        goal = guesses.take(goals, hidden)
+        mean, near = goals.mean(0)[hidden], guesses.copied(goals, hidden, GRID)["nearest"]
         best = min(np.square(goal - mean).mean(), np.square(goal - near).mean())
         expected.append(1 - np.square(goal - guess).mean((1, 2, 3)) / best)
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-4)

@@ -4,6 +4,7 @@ All levels have the same shape, so their parameters are stacked along a leading 
 them. Stacked in a row and ended by the last norm they are exactly a V-JEPA 2 encoder.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -123,7 +124,8 @@ def _scaled(blocks: Tree, below: Int[Array, ""]) -> Tree:
     return jax.tree_util.tree_map_with_path(scale, blocks)
 
 
-AROUND = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1), (0, 0, 0), (-2, 0, 0))
+ANY = math.nan
+AROUND = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1), (ANY, 0, 0), (-2, 0, 0))
 """Where the heads of a predictor look at first, in tokens along time, row and column, one after the other."""
 
 
@@ -147,6 +149,7 @@ def _near(blocks: Tree, model: config.Model) -> Tree:
         heads = jnp.array([AROUND[i % len(AROUND)] for i in range(model.predictor_heads)], jnp.float32)
         turn = heads[:, :, None] * angle[None, None]
         query = jnp.stack([jnp.cos(turn) - jnp.sin(turn), jnp.cos(turn) + jnp.sin(turn)], axis=-1)
+        query = jnp.nan_to_num(query)  # without a bias along an axis, all its places agree alike
         rest = ((0, 0), (0, head_dim - 3 * run))
         pair = (jnp.pad(x.reshape(len(heads), 3 * run), rest).ravel() for x in (query, jnp.ones_like(query)))
         return leaf.at[: 2 * leaf.shape[0] // 3].set(bias * jnp.concatenate(list(pair)))
