@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from laws import RATE, STEPS, backprop, compiled, flat, hand, layers, learner, near, network, settled
+from laws import RATE, STEPS, backprop, climb, compiled, energies, flat, hand, layers, learner, near, network, settled
 
 from cora.nets import chain
 from cora.pc import energy as F
@@ -106,6 +106,42 @@ def test_weights_that_move_while_states_settle(name, due):
     (_, _, energies), (_, after, _) = hand(params, evidence, due=jnp.array(due), alpha=0.05)
     near(layers(moved.params), after)
     near(trace.energy, energies)
+
+
+TWIN = {"sgd": lambda: optax.sgd(0.05), "adamw": lambda: optax.adamw(0.01, weight_decay=0.1),
+        "decay": lambda: optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.05))}
+
+
+@pytest.mark.parametrize("optimiser", TWIN)
+@pytest.mark.parametrize(("period", "after"), [(1, 0), (2, 3)])
+def test_weights_and_states_go_down_one_energy_together(optimiser, period, after):
+    """Against a loop over plain arrays that takes both slopes of F at once, by any optimiser of the weights: decay
+    moves weights that no error has reached, and the states above then have one."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        sizes = (3, *rng.integers(2, 6, rng.integers(2, 5)), 2)
+        x, y = (jnp.asarray(rng.normal(size=(6, width))) for width in (sizes[0], sizes[-1]))
+        net = chain.mlp(tuple(map(int, sizes)), jnp.tanh)
+        params = jax.tree.map(lambda leaf, rng=rng: jnp.asarray(0.7 * rng.normal(size=leaf.shape)),
+                              jax.eval_shape(net.init, jax.random.key(0)))
+        rule = Inference(steps=7, optimiser=optax.sgd(RATE)), Learning(when="every", period=period, after=after)
+        tx, goals = TWIN[optimiser](), (*(None,) * (len(net.hierarchy) - 1), y[None])
+        found, _ = learn.step(Energy(net.hierarchy), Learner(params, tx.init(params)), Evidence(x, goals), rule, tx)
+
+        weights, ones = layers(params), jnp.ones(len(sizes) - 2)
+
+        def total(weights, z, x=x, y=y, ones=ones):
+            return jnp.sum(energies(weights, z, x, y, ones, 1.0))
+
+        z, tx = climb(weights, x)[0], TWIN[optimiser]()
+        moments, slopes = tx.init(weights), jax.jit(jax.grad(total, (0, 1)))
+        for count in range(7):
+            d_weights, d_z = slopes(weights, z)
+            if count >= after and (count - after) % period == 0:
+                update, moments = tx.update(jax.tree.map(lambda g: g / 6, d_weights), moments, weights)
+                weights = optax.apply_updates(weights, update)
+            z = jax.tree.map(lambda own, slope: own - RATE * slope, z, d_z)
+        near(layers(found.params), weights, 1e-7)  # Adam divides by slopes that may be nearly zero
 
 
 def test_nudging():

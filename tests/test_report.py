@@ -41,7 +41,8 @@ def gallery():
 
 def skill():
     each = {"left": [0.5, 0.625, 0.995], "skill": [0.2, 0.05, -0.4],
-            "trivial": {"mean": [1.0] * 3, "nearest": [1.5] * 3, "neighbours": [0.715] * 3}, "readout_r2": {name: {"predicted": [0.4, 0.3, 0.1], "neighbours": 0.35,
+            "trivial": {"mean": [1.0] * 3, "nearest": [1.5] * 3, "neighbours": [0.715] * 3},
+            "readout_r2": {name: {"predicted": [0.4, 0.3, 0.1], "neighbours": 0.35,
             "ceiling": [0.9] * 3} for name in ("energies", "pixels")}}
     return {"random": each, "n_train": 12, "n_test": 34, "alarms": ["level 2 predicts nothing of what is hidden"]}
 

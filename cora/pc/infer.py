@@ -122,10 +122,13 @@ class Memory(NamedTuple):
     """The states at which the errors were taken."""
 
 
-def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activities, stand: int = 0) -> Callable:
+def state_slope(
+    energy: Energy, rule: Inference, evidence: Evidence, ff: Activities, stand: int = 0, moving: bool = False,
+) -> Callable:
     """Returns (params, z, memory, step) -> (slope of F in z, memory, energy of each level).
 
-    Nothing is computed in the lowest `stand` levels, which must still be at the forward pass `ff`.
+    Nothing is computed in the lowest `stand` levels, which must still be at the forward pass `ff`. Where weights are
+    `moving` while states settle, `ff` is the forward pass of weights that are no more, and says nothing of errors.
     """
     upper, seen = wave.above(energy, evidence, ff, stand)
     cut = partial(wave.cut, energy, stand=stand)
@@ -135,7 +138,10 @@ def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activit
         point = ff if rule.linearise == "forward" else z
         trees, x = cut(params), cut(point)
         mu, pull = jax.vjp(lambda x: F.predict(upper, trees, F.below(x, seen.input), seen.context), x)
-        errors = add(cut(z), start, -1.0) if rule.linearise == "forward" else missed(x, mu, start)
+        if rule.linearise == "forward":
+            errors = add(cut(z), start, -1.0)
+        else:
+            errors = add(x, mu, -1.0) if moving else missed(x, mu, start)
         precision = energy.precision if rule.precision is None else rule.precision(step)
         precision = jnp.concatenate(F.split(energy, 0.0 if rule.forward_only else precision))[stand:]
         weighed = scale(F.split(upper, precision), errors)
@@ -258,9 +264,11 @@ def settle(
 
 
 def settle_and_learn(
-    energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None
+    energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None, *,
+    moving: bool,
 ) -> tuple[Learned, Settled, Trace]:
-    """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went.
+    """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went;
+    `moving` says whether it moves the weights by which states settle.
 
     Raises ValueError for rules that do not descend on states at the current point.
     """
@@ -274,7 +282,7 @@ def settle_and_learn(
 
     ff = F.forward(energy, learned[0], evidence)
     zero, z = jax.tree.map(jnp.zeros_like, ff), F.clamp(ff, evidence)
-    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff)),)
+    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff, moving=moving)),)
     learned, z, _, trace = loop(stages, rule, learned, z, Memory(zero, z), key, at, lambda z: F.clamp(z, evidence))
     errors = add(z, F.predict(energy, learned[0], F.below(z, evidence.input), evidence.context), -1.0)
     return learned, Settled(z, z, Errors(errors, slopes(energy, learned[0], z, evidence))), trace

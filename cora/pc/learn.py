@@ -133,7 +133,7 @@ def summed(
         return learned[0], add(learned[1], found)
 
     zero = jax.tree.map(jnp.zeros_like, Gradient(params, evidence.input))
-    (_, found), settled, trace = settle_and_learn(energy, (params, zero), evidence, rule[0], hook, key)
+    (_, found), settled, trace = settle_and_learn(energy, (params, zero), evidence, rule[0], hook, key, moving=False)
     return found, settled, trace
 
 
@@ -166,7 +166,8 @@ def step(
         due = (count >= learning.after) & ((count - learning.after) % learning.period == 0)
         return jax.lax.cond(due, lambda: tuple(apply(Learner(*learned), found, tx)), lambda: learned)
 
-    learned, _, trace = settle_and_learn(energy, tuple(learner), evidence, inference, hook, key)
+    learned, _, trace = settle_and_learn(energy, tuple(learner), evidence, inference, hook, key,
+                                         moving=True)
     return Learner(*learned), trace
 
 

@@ -30,7 +30,8 @@ def missed(z: Activities, mu: Activities, ff: Activities) -> Activities:
     """Returns z - mu, exactly zero in a sample whose z_l and z_{l-1} both still stand at the forward pass.
 
     Beware: the forward pass and mu are compiled apart and may round apart. Without this a float32 network is never at
-    zero energy, and a few levels below the output rounding exceeds the signal.
+    zero energy, and a few levels below the output rounding exceeds the signal. It holds for the weights of that forward
+    pass alone.
     """
 
     def stays(own: State, start: State) -> Bool[Array, "c B"]:
