@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,8 +37,9 @@ def pretrain(arguments: Sequence[str]) -> None:
                          "       cora pretrain RECIPE.py --help   lists every field")
     recipe = load_recipe(Path(arguments[0]))
 
-    def run(workdir: Path, settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
-        fit(settings, workdir, live=console)
+    def run(workdir: Path, extend: bool = False,
+            settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
+        fit(settings, workdir, live=console, extend=extend)
         console.print(f"{workdir}: {settings.run.steps} steps done; "
                       f"next: cora probe {workdir} MANIFEST, cora report {workdir}", soft_wrap=True)
 
@@ -261,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, CorpusError, Diverged, VideoError) as error:
         print(f"cora {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    except KeyboardInterrupt:
-        later = "; the same command goes on from the last checkpoint" * (verb in (demo, pretrain))
-        print(f"\ncora {words[0]}: stopped{later}", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        print(f"\ncora {words[0]}: {stop or 'stopped'}", file=sys.stderr)
+        raise SystemExit(128 + number) from None

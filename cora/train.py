@@ -5,8 +5,10 @@
 Ask `fit` for the same run again and it goes on where the last checkpoint stands, to the same bits.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from optax.contrib import MuonDimensionNumbers, muon
 from rich.console import Console
 
@@ -232,16 +234,58 @@ def loader(settings: config.Pretrain, workdir: Path, corpora: Corpora) -> grain.
     ]))
 
 
-def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True) -> TrainState:
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run after `.step`, which is saved."""
+
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(f"stopped after step {step}, which is saved; the same command goes on from there")
+        self.step, self.signal_number = step, signal_number
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Yields a list to which SIGINT and SIGTERM are appended in place of ending the program, so that a step is ended
+    and saved first; a second one ends it at once. Elsewhere than in the main thread signals are left alone."""
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@jax.jit
+def is_finite(state: TrainState) -> Bool[Array, ""]:
+    """Returns whether every number of a state is finite."""
+    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
+
+
+def fit(
+    settings: config.Pretrain, workdir: Path, *, live: bool | Console = True, extend: bool = False
+) -> TrainState:
     """Trains until `run.steps` and returns the final state, resuming from `workdir` if it holds a checkpoint.
 
-    Writes config.json, metrics.jsonl, TensorBoard events, bad_files.csv and checkpoints. Data-parallel over all
-    devices. Raises checkpoint.CheckpointError if `workdir` belongs to another config, to other clips or to a process
-    that is training there, record.Diverged at a loss that is not finite.
+    Writes config.json, metrics.jsonl, TensorBoard events, bad_files.csv and checkpoints, none of a state that is not
+    finite. Data-parallel over all devices. With `extend` a run of fewer steps goes on to `run.steps`, its schedules
+    laid out anew.
+
+    Raises checkpoint.CheckpointError if `workdir` belongs to another config, to other clips or to a process that is
+    training there, record.Diverged at a loss or weight that is not finite, Stopped after a signal.
     """
     settings.parts(jax.device_count())  # refuses a batch that cannot be shared out before anything is written
     with checkpoint.alone(workdir):
-        checkpoint.claim(workdir, settings)
+        checkpoint.claim(workdir, settings, extend)
         return _fit(settings, workdir, live)
 
 
@@ -258,19 +302,33 @@ def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> Trai
     check = jax.jit(make_check(settings), in_shardings=(whole, split))
     state = book.restore(state, data) or state
     done = int(jax.device_get(state.step))
-    with closing(book):
-        with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as kept, \
-                jax.transfer_guard("disallow"):
-            for i in range(done, settings.run.steps):
-                if book.due(i):
-                    kept.settle()  # so that no row is lost to a kill, and no diverged state is kept
-                    book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
-                with kept.clock.waiting():
-                    videos = tuple(jax.make_array_from_process_local_data(split, one["video"]) for one in next(data))
-                logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
-                state, metrics = step(state, videos)
-                kept.clock.tick(settings.run.batch)
-                if logged:
-                    kept.later(i + 1, metrics | check(state, videos))
-        book.save(settings.run.steps, state, data)
+
+    def save(i: int) -> None:
+        if not jax.device_get(is_finite(state)):
+            raise record.Diverged(i, None)
+        book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
+
+    with closing(book), stop_signals() as asked:
+        try:
+            with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as kept, \
+                    jax.transfer_guard("disallow"):
+                for i in range(done, settings.run.steps):
+                    if book.due(i):
+                        kept.settle()  # so that no row is lost to a kill
+                        save(i)
+                    with kept.clock.waiting():
+                        videos = tuple(jax.make_array_from_process_local_data(split, one["video"])
+                                       for one in next(data))
+                    logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
+                    state, metrics = step(state, videos)
+                    kept.clock.tick(settings.run.batch)
+                    if logged:
+                        kept.later(i + 1, metrics | check(state, videos))
+                    if asked and i + 1 < settings.run.steps:
+                        kept.settle()
+                        save(i + 1)
+                        raise Stopped(i + 1, asked[0])
+            save(settings.run.steps)
+        except record.Diverged as error:
+            raise record.Diverged(error.step, error.level, book.latest()) from None
     return state

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -84,6 +85,63 @@ def test_a_process_killed_at_any_moment_resumes_to_the_same_bits(corpus, straigh
 def test_a_finished_run_stays_as_it_is(corpus, straight):
     folder, state = straight
     same(train.fit(settings(corpus), folder, live=False), state)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_its_step_and_resumes_to_the_same_bits(corpus, straight, tmp_path, monkeypatch, number):
+    """The signal comes between two steps, one before any checkpoint was due."""
+    at, tick = (1 if number == signal.SIGINT else 3), record.Clock.tick
+    seen = []
+
+    def ticked(self, clips):
+        tick(self, clips)
+        seen.append(clips)
+        if len(seen) == at:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(record.Clock, "tick", ticked)
+    before = signal.getsignal(number)
+    with pytest.raises(train.Stopped, match=f"after step {at}, which is saved") as stop:
+        train.fit(settings(corpus, save_every=100), tmp_path, live=False)
+    assert stop.value.step == at and stop.value.signal_number == number and signal.getsignal(number) is before
+    assert (tmp_path / "checkpoints" / str(at)).is_dir()
+    same(train.fit(settings(corpus), tmp_path, live=False), straight[1])
+    assert len(seen) == 6, "no step was taken twice"
+
+
+def test_no_state_that_is_not_finite_replaces_a_good_one(corpus, tmp_path):
+    """Weights break at the third step, of which no line is logged; the folder keeps what stood before."""
+    wanted = settings(corpus, save_every=1, log_every=100, keep=2)
+    wanted = replace(wanted, optim=config.Optim(lr=1e30, warmup=0.6))
+    with pytest.raises(record.Diverged, match="is sound") as hit:
+        train.fit(wanted, tmp_path, live=False)
+    kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir())
+    assert kept and hit.value.kept == kept[-1] < hit.value.step
+    for step in kept:
+        state = weights.read_run(tmp_path / "checkpoints" / str(step))[2]
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state))), step
+
+
+def test_a_finished_run_can_be_trained_for_longer(corpus, straight, tmp_path):
+    """Weights, optimiser and teacher go on: three steps and three more are what six would have been, where schedules
+    are flat. Without --extend it is another config, and the message names the way."""
+    flat = replace(settings(corpus), optim=config.Optim(schedule="constant", warmup=0.0),
+                   target=config.Target(momentum=(0.9, 0.9)))
+    short = replace(flat, run=replace(flat.run, steps=3))
+    train.fit(short, tmp_path / "two", live=False)
+    with pytest.raises(checkpoint.CheckpointError, match=r"run\.steps: 3 there, 6 now(.|\n)*--extend"):
+        train.fit(flat, tmp_path / "two", live=False)
+    same(train.fit(flat, tmp_path / "two", live=False, extend=True), train.fit(flat, tmp_path / "one", live=False))
+    assert [row["step"] for row in record.read(tmp_path / "two" / record.FILE)] == [2, 3, 4, 6]
+    with pytest.raises(checkpoint.CheckpointError, match=r"run\.steps: 6 there, 3 now"):
+        train.fit(short, tmp_path / "two", live=False, extend=True)
+
+
+def test_a_workdir_that_is_a_file_is_named(corpus, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(checkpoint.CheckpointError, match="notes is a file, and a run needs a folder"):
+        train.fit(settings(corpus), tmp_path / "notes", live=False)
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_the_unreadable_file_is_in_the_ledger(corpus, straight):

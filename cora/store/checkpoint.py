@@ -52,8 +52,10 @@ def config_of(path: Path) -> config.Pretrain:
 def alone(workdir: Path) -> Iterator[None]:
     """Holds a run folder against other processes; the system lets go of it however this one ends.
 
-    Raises CheckpointError that names the process which holds it already.
+    Raises CheckpointError that names the process which holds it already, or says that the path is a file's.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise CheckpointError(f"{workdir} is a file, and a run needs a folder; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "lock").open("a+") as file:  # which stays: to remove it would let a third process in
         _seize(workdir, file)
@@ -79,11 +81,12 @@ def _seize(workdir: Path, file: TextIO) -> None:
     file.flush()
 
 
-def claim(workdir: Path, wanted: config.Pretrain) -> None:
+def claim(workdir: Path, wanted: config.Pretrain, extend: bool = False) -> None:
     """Makes `workdir` belong to this config, or raises CheckpointError with the fields in which it already differs, or
     of which it says nothing.
 
-    Only what cannot change the result may differ: cadences of logging and saving, and the number of threads.
+    Only what cannot change the result may differ: cadences of logging and saving, and the number of threads; with
+    `extend` there may be more steps too.
     """
     file = workdir / "config.json"
     if file.is_file():
@@ -95,9 +98,15 @@ def claim(workdir: Path, wanted: config.Pretrain) -> None:
                                   "another --workdir, or write there what they were")
         differs = config.difference(config.from_json(config.Pretrain, text), wanted)
         bad = {name: values for name, values in differs.items() if name not in free}
+        before, now = bad.get("run.steps", (0, 0))
+        if extend and now > before:
+            del bad["run.steps"]
         if bad:
             lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in bad.items()]
             head = f"{workdir} belongs to another config; choose another --workdir:"
+            if set(bad) == {"run.steps"} and now > before:
+                lines.append("to train this run for longer, give --extend: weights, optimiser and teacher go on, and "
+                             "schedules follow the new number of steps from where the run stands")
             raise CheckpointError("\n".join([head, *lines]))
     workdir.mkdir(parents=True, exist_ok=True)
     _put(file, config.to_json(wanted))
@@ -151,9 +160,13 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=save_every, create=True)
         self._manager = ocp.CheckpointManager((workdir / STEPS).absolute(), options=options)
 
+    def latest(self) -> int | None:
+        """Returns the newest step that was saved; None if there is none."""
+        return self._manager.latest_step()
+
     def empty(self) -> bool:
         """Returns whether nothing was saved yet."""
-        return self._manager.latest_step() is None
+        return self.latest() is None
 
     def due(self, step: int) -> bool:
         """Returns whether a checkpoint of this step should be saved now."""

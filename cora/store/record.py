@@ -32,12 +32,15 @@ Row = dict[str, Any]
 
 
 class Diverged(RuntimeError):
-    """The loss of a level is not finite; `.step` and `.level` say where it was first seen."""
+    """A loss or a weight is not finite; `.step` and `.level` say where it was first seen, `.kept` which checkpoint is
+    the last whose state is finite (None: there is none)."""
 
-    def __init__(self, step: int, level: int) -> None:
-        super().__init__(f"the loss of level {level} is not finite at step {step}: "
-                         "lower the learning rate, or raise its warm-up, and resume from an earlier checkpoint")
-        self.step, self.level = step, level
+    def __init__(self, step: int, level: int | None, kept: int | None = None) -> None:
+        what = "a weight" if level is None else f"the loss of level {level}"
+        from_there = "" if kept is None else f", and `--run.start` this one's folder, whose step {kept} is sound"
+        super().__init__(f"{what} is not finite at step {step}: choose another --workdir and a lower optim.lr, or a "
+                         f"longer optim.warmup{from_there}")
+        self.step, self.level, self.kept = step, level, kept
 
 
 class RecordError(ValueError):
