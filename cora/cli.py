@@ -1,8 +1,10 @@
 """The command line: parse, build, call, write. `cora VERB --help` explains itself."""
 
 import json
+import os
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,8 +34,12 @@ def pretrain(arguments: Sequence[str]) -> None:
     from cora.train import fit
 
     if not arguments or arguments[0].startswith("-"):
-        raise SystemExit("usage: cora pretrain RECIPE.py --workdir DIR [--section.field VALUE ...]\n"
-                         "       cora pretrain RECIPE.py --help   lists every field")
+        words = ("usage: cora pretrain RECIPE.py --workdir DIR [--section.field VALUE ...]\n"
+                 "       cora pretrain RECIPE.py --help   lists every field")
+        if arguments[:1] in (["-h"], ["--help"]):
+            print(words)
+            return
+        raise SystemExit(words)
     recipe = load_recipe(Path(arguments[0]))
 
     def run(workdir: Path, settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
@@ -62,7 +68,7 @@ def features(
     Args:
         ckpt: A run folder (its latest step) or one step folder.
         manifest: Any corpus that pretraining reads.
-        out: The .npz file: features [level, clip, number], label, group, split, path.
+        out: The .npz file: features [level, clip, number], label, class_name, group, split, path.
         pool: How latents change over time, as the probes read them, or every token as it is.
     """
     from cora.measure import features as reading
@@ -217,6 +223,33 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb; what the user can mend is one line on standard error and exit status 1."""
+    try:
+        with warnings.catch_warnings():
+            _notes_in_one_line()
+            _main(arguments)
+            sys.stdout.flush()
+    except BrokenPipeError:  # as in `cora --help | head -1`: whoever reads has had enough
+        # What is still in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # 128 + SIGPIPE, as a shell reports it
+
+
+def _notes_in_one_line() -> None:
+    from cora.video.manifest import ManifestWarning
+
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, ManifestWarning):
+            print(f"cora: note: {message}", file=sys.stderr)
+        else:
+            shown(message, category, *rest, **more)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", ManifestWarning)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     from cora.store.record import Diverged
     from cora.video.codec import VideoError
     from cora.video.ledger import CorpusError
@@ -231,6 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pretrain(words[1:])
         else:
             tyro.cli(verb, prog=f"cora {words[0]}", args=words[1:])
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, CorpusError, Diverged, VideoError) as error:
         print(f"cora {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
