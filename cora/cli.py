@@ -34,13 +34,13 @@ def pretrain(arguments: Sequence[str]) -> None:
     from cora.train import fit
 
     if not arguments or arguments[0].startswith("-"):
-        words = ("usage: cora pretrain RECIPE.py --workdir DIR [--section.field VALUE ...]\n"
-                 "       cora pretrain RECIPE.py --help   lists every field")
+        words = ("usage: cora pretrain RECIPE --workdir DIR [--section.field VALUE ...]\n"
+                 "       cora pretrain RECIPE --help   lists every field; RECIPE: a Python file, or small")
         if arguments[:1] in (["-h"], ["--help"]):
             print(words)
             return
         raise SystemExit(words)
-    recipe = load_recipe(Path(arguments[0]))
+    recipe = load_recipe(recipe_file(arguments[0]))
 
     def run(workdir: Path, settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
         fit(settings, workdir, live=console)
@@ -50,10 +50,28 @@ def pretrain(arguments: Sequence[str]) -> None:
     tyro.cli(run, prog=f"cora pretrain {arguments[0]}", args=arguments[1:], description=pretrain.__doc__)
 
 
+def recipe_file(word: str) -> Path:
+    """Returns the file that a word means: its path, or by its name one of the recipes that come with Cora.
+
+    Raises ConfigError, naming those recipes, where there is neither.
+    """
+    path = Path(word).expanduser() if word.startswith("~/") else Path(word)
+    if path.is_file():
+        return path
+    package = Path(__file__).parent
+    # In a wheel they lie in the package, in a clone beside it.
+    folder = next((f for f in (package / "recipes", package.parent / "pretrain") if f.is_dir()), package)
+    own = {file.stem: file for file in sorted(folder.glob("*.py"))}
+    if word in own:
+        return own[word]
+    raise config.ConfigError(f"recipe = {word!r}: no such file; give a Python file that binds a `recipe`, or one of "
+                             f"Cora's own: {', '.join(own)}")
+
+
 def load_recipe(path: Path) -> config.Pretrain:
     """Returns the one `recipe` that a recipe file binds. Raises ConfigError if the file is missing or binds none."""
     if not path.is_file():
-        raise config.ConfigError(f"recipe = {str(path)!r}: no such file; recipes are Python files, see pretrain/")
+        raise config.ConfigError(f"recipe = {str(path)!r}: no such file; give a Python file that binds a `recipe`")
     recipe = runpy.run_path(str(path)).get("recipe")
     if not isinstance(recipe, config.Pretrain):
         raise config.ConfigError(f"{path} binds no `recipe = cora.config.Pretrain(...)`")
@@ -249,6 +267,20 @@ def _notes_in_one_line() -> None:
     warnings.simplefilter("always", ManifestWarning)
 
 
+def _require_platform() -> None:
+    """Raises ConfigError where JAX_PLATFORMS names a platform that this machine lacks."""
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if not wanted:
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter is all that jax 0.10 says of a missing plugin
+        raise config.ConfigError(f"JAX_PLATFORMS = {wanted!r}: JAX finds no such device here; unset it, or set it to "
+                                 "cpu (GPUs: pip install 'cora[cuda]')") from error
+
+
 def _main(arguments: Sequence[str] | None) -> None:
     from cora.store.record import Diverged
     from cora.video.codec import VideoError
@@ -260,6 +292,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else 2)
     verb = VERBS[words[0]]
     try:
+        _require_platform()
         if verb is pretrain:
             pretrain(words[1:])
         else:

@@ -49,12 +49,12 @@ def labelled(source: Path) -> manifest.Manifest:
                                      "a probe needs labels, pretraining does not")
     _require_training(source, whole, rows)
     missing = [place for place, clip in zip(whole.places, whole.clips, strict=True) if clip.label is None]
-    others = len(known) - len(rows)
+    others = sum(clip.split not in (*SPLITS, "val") for clip in known)  # val is known to be left out: data/README.md
     said = [f"{source}: {len(missing)} of {len(whole.clips)} rows have no label and are left out (the first: "
             f"{missing[0]})"] if missing else []
-    if others:
-        names = sorted({clip.split for clip in known} - set(SPLITS))
-        said.append(f"{source}: {others} of {len(whole.clips)} rows are left out, of split "
+    if others and has_splits:
+        names = sorted({clip.split for clip in known} - {*SPLITS, "val"})
+        said.append(f"{source}: {others} of {len(whole.clips)} rows are left out, whose split is "
                     f"{', '.join(map(repr, names))}")
     return manifest.told(manifest.Manifest(rows, whole.classes, notes=whole.notes), *said)
 
