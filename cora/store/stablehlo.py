@@ -29,7 +29,9 @@ FILE = "encoder.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def program(encoder: Pretrained, dtype: str | None = None) -> tuple[Callable[[Array], tuple[Array, Array]], jax.ShapeDtypeStruct]:
+def program(
+    encoder: Pretrained, dtype: str | None = None
+) -> tuple[Callable[[Array], tuple[Array, Array]], jax.ShapeDtypeStruct]:
     """Returns uint8 clips [B, T, H, W, 3] -> (last level's normed latents, all levels'), and the shape of the clips.
 
     Attention is written as plain products, which every platform has; products are computed in `dtype`, by default the
