@@ -107,6 +107,10 @@ def test_features_have_a_row_for_every_readable_clip(run, corpus, tmp_path):
     with np.load(tmp_path / "f.npz") as stored:
         assert stored["features"].shape == (2, 72, 4 * 4 * 24)
         assert len(stored["path"]) == 72
+        named = dict(zip(stored["label"].tolist(), stored["class_name"].tolist(), strict=True))
+    lines = [line.split(",") for line in corpus.read_text().splitlines()]
+    label, name = (lines[0].index(column) for column in ("label", "class_name"))
+    assert named == {int(line[label]): line[name] for line in lines[1:]}
 
 
 def test_export_gives_an_encoder_that_embeds_a_video(run, corpus, tmp_path):

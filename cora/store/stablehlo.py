@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def program(
-    encoder: Pretrained, dtype: str | None = None
+    encoder: Pretrained, dtype: Literal["float32", "bfloat16"] | None = None
 ) -> tuple[Callable[[Array], tuple[Array, Array]], jax.ShapeDtypeStruct]:
     """Returns uint8 clips [B, T, H, W, 3] -> (last level's normed latents, all levels'), and the shape of the clips.
 
