@@ -1,9 +1,11 @@
 """The command line: parse, build, call, write. `cora VERB --help` explains itself."""
 
 import json
+import os
 import runpy
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,9 +35,13 @@ def pretrain(arguments: Sequence[str]) -> None:
     from cora.train import fit
 
     if not arguments or arguments[0].startswith("-"):
-        raise SystemExit("usage: cora pretrain RECIPE.py --workdir DIR [--section.field VALUE ...]\n"
-                         "       cora pretrain RECIPE.py --help   lists every field")
-    recipe = load_recipe(Path(arguments[0]))
+        words = ("usage: cora pretrain RECIPE --workdir DIR [--section.field VALUE ...]\n"
+                 "       cora pretrain RECIPE --help   lists every field; RECIPE: a Python file, or small")
+        if arguments[:1] in (["-h"], ["--help"]):
+            print(words)
+            return
+        raise SystemExit(words)
+    recipe = load_recipe(recipe_file(arguments[0]))
 
     def run(workdir: Path, extend: bool = False,
             settings: Annotated[config.Pretrain, tyro.conf.arg(name="")] = recipe) -> None:
@@ -46,10 +52,28 @@ def pretrain(arguments: Sequence[str]) -> None:
     tyro.cli(run, prog=f"cora pretrain {arguments[0]}", args=arguments[1:], description=pretrain.__doc__)
 
 
+def recipe_file(word: str) -> Path:
+    """Returns the file that a word means: its path, or by its name one of the recipes that come with Cora.
+
+    Raises ConfigError, naming those recipes, where there is neither.
+    """
+    path = Path(word).expanduser() if word.startswith("~/") else Path(word)
+    if path.is_file():
+        return path
+    package = Path(__file__).parent
+    # In a wheel they lie in the package, in a clone beside it.
+    folder = next((f for f in (package / "recipes", package.parent / "pretrain") if f.is_dir()), package)
+    own = {file.stem: file for file in sorted(folder.glob("*.py"))}
+    if word in own:
+        return own[word]
+    raise config.ConfigError(f"recipe = {word!r}: no such file; give a Python file that binds a `recipe`, or one of "
+                             f"Cora's own: {', '.join(own)}")
+
+
 def load_recipe(path: Path) -> config.Pretrain:
     """Returns the one `recipe` that a recipe file binds. Raises ConfigError if the file is missing or binds none."""
     if not path.is_file():
-        raise config.ConfigError(f"recipe = {str(path)!r}: no such file; recipes are Python files, see pretrain/")
+        raise config.ConfigError(f"recipe = {str(path)!r}: no such file; give a Python file that binds a `recipe`")
     recipe = runpy.run_path(str(path)).get("recipe")
     if not isinstance(recipe, config.Pretrain):
         raise config.ConfigError(f"{path} binds no `recipe = cora.config.Pretrain(...)`")
@@ -64,7 +88,7 @@ def features(
     Args:
         ckpt: A run folder (its latest step) or one step folder.
         manifest: Any corpus that pretraining reads.
-        out: The .npz file: features [level, clip, number], label, group, split, path.
+        out: The .npz file: features [level, clip, number], label, class_name, group, split, path.
         pool: How latents change over time, as the probes read them, or every token as it is.
     """
     from cora.measure import features as reading
@@ -246,6 +270,47 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb; what the user can mend is one line on standard error and exit status 1."""
+    try:
+        with warnings.catch_warnings():
+            _notes_in_one_line()
+            _main(arguments)
+            sys.stdout.flush()
+    except BrokenPipeError:  # as in `cora --help | head -1`: whoever reads has had enough
+        # What is still in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # 128 + SIGPIPE, as a shell reports it
+
+
+def _notes_in_one_line() -> None:
+    from cora.video.manifest import ManifestWarning
+
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, ManifestWarning):
+            print(f"cora: note: {message}", file=sys.stderr)
+        else:
+            shown(message, category, *rest, **more)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", ManifestWarning)
+
+
+def _require_platform() -> None:
+    """Raises ConfigError where JAX_PLATFORMS names a platform that this machine lacks."""
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if not wanted:
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter is all that jax 0.10 says of a missing plugin
+        raise config.ConfigError(f"JAX_PLATFORMS = {wanted!r}: JAX finds no such device here; unset it, or set it to "
+                                 "cpu (GPUs: pip install 'cora[cuda]')") from error
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     from cora.store.record import Diverged
     from cora.video.codec import VideoError
     from cora.video.ledger import CorpusError
@@ -256,10 +321,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else 2)
     verb = VERBS[words[0]]
     try:
+        _require_platform()
         if verb is pretrain:
             pretrain(words[1:])
         else:
             tyro.cli(verb, prog=f"cora {words[0]}", args=words[1:])
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, CorpusError, Diverged, VideoError) as error:
         print(f"cora {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(1) from error

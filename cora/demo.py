@@ -18,12 +18,13 @@ from cora.train import fit
 from cora.video import synthetic
 
 RECIPE = config.Pretrain(
-    mask=config.Mask(kinds=("random",), random=(0.75, 0.25)),
+    model=config.Model(predictor_heads=8, predictor_near=3.0, predictor_gaze="around", predictor_tokens=1.0),
+    mask=config.Mask(kinds=("random", "future"), random=(0.75, 0.25)),
     target=config.Target(kind="hog3d", of="change", error="squared"),
     learn=config.Learn(seen=1.0),
-    optim=config.Optim(method="muon", lr=1e-2),
+    optim=config.Optim(method="muon", lr=1.5e-2),
     corpus=config.Corpus(sampling="span", longest=5.0, pack=80),
-    run=config.Run(steps=400, batch=16, save_every=200),
+    run=config.Run(steps=800, batch=8, save_every=200),
 )
 
 

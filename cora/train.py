@@ -206,7 +206,7 @@ def corpus_of(settings: config.Corpus) -> manifest.Manifest:
 
 
 def _path(settings: config.Corpus) -> Path:
-    return Path(settings.path) if settings.path else synthetic.corpus()
+    return Path(settings.path).expanduser() if settings.path else synthetic.corpus()
 
 
 def remembered(settings: config.Pretrain, corpora: Corpora) -> dict[str, checkpoint.Clips]:

@@ -2,7 +2,10 @@
 
 import html
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -120,6 +123,10 @@ def test_features_have_a_row_for_every_readable_clip(run, corpus, tmp_path):
     with np.load(tmp_path / "f.npz") as stored:
         assert stored["features"].shape == (2, 72, 4 * 4 * 24)
         assert len(stored["path"]) == 72
+        named = dict(zip(stored["label"].tolist(), stored["class_name"].tolist(), strict=True))
+    lines = [line.split(",") for line in corpus.read_text().splitlines()]
+    label, name = (lines[0].index(column) for column in ("label", "class_name"))
+    assert named == {int(line[label]): line[name] for line in lines[1:]}
 
 
 def test_export_gives_an_encoder_that_embeds_a_video(run, corpus, tmp_path):
@@ -194,3 +201,31 @@ def test_a_corpus_of_nothing_readable_stops_with_the_reason(tmp_path, capsys):
     assert "bad_files.csv" in capsys.readouterr().err
     with pytest.raises(codec.VideoError):
         cora.views(tmp_path / "a.mp4", cora.Pretrain().corpus, frames=8, size=32, count=1)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"], ["pretrain", "small", "--help"]])
+def test_whoever_stops_reading_gets_no_traceback(words):
+    run = subprocess.Popen([sys.executable,
+        "-c", f"from cora.cli import main; main({words!r})"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    said = run.stderr.read().decode()
+    run.stderr.close()
+    assert run.wait() in (0, 141) and "Error" not in said and "Traceback" not in said
+
+
+def test_help_of_pretraining_needs_no_recipe(capsys):
+    cli.main(["pretrain", "--help"])
+    assert "usage: cora pretrain" in capsys.readouterr().out
+
+
+def test_an_unknown_recipe_names_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "smal", "--workdir", "x"])
+    assert "small" in capsys.readouterr().err
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    run = subprocess.run([sys.executable, "-c", "from cora.cli import main; main(['report', 'nowhere'])"],
+                         env=os.environ | {"JAX_PLATFORMS": "nowhere"}, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.strip().splitlines()[-1].startswith("cora report: JAX_PLATFORMS")
+    assert "Traceback" not in run.stderr

@@ -69,3 +69,14 @@ def test_energy_slope_and_curvature_of_a_network():
 
 def test_condition_takes_magnitudes():
     near(diagnose.condition(jnp.stack([jnp.diag(jnp.array([-4.0, 2.0])), jnp.eye(2)])), jnp.array([2.0, 1.0]))
+
+
+@pytest.mark.parametrize(("rank", "rows", "width"), [(1, 64, 1024), (1, 512, 256), (5, 128, 1024), (5, 300, 64)])
+def test_rank_in_float32_is_that_of_singular_values_in_float64(rank, rows, width):
+    rng = np.random.default_rng(rank)
+    x = (rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, width)) + 3).astype(np.float32)
+    centred = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+    share = np.linalg.svd(centred, compute_uv=False)
+    share = share[share > 0] / share.sum()
+    wanted = np.exp(-np.sum(share * np.log(share)))
+    np.testing.assert_allclose(jax.jit(diagnose.effective_rank)(jnp.asarray(x)), wanted, atol=2e-3)

@@ -317,6 +317,14 @@ def test_every_export_reads_back_what_it_wrote(form, tmp_path):
     assert settings.model == same.model == again.model
 
 
+def test_an_onnx_graph_of_a_bfloat16_encoder_is_one_that_onnxruntime_computes(tmp_path):
+    pytest.importorskip("jax2onnx")
+    pytest.importorskip("onnxruntime")
+    encoder = trained()
+    half = weights.Pretrained(replace(encoder.model, dtype="bfloat16"), encoder.encoder)
+    assert exchange.write(tmp_path, tmp_path / "out", half, "onnx").latents < 1e-4
+
+
 @pytest.mark.parametrize("form", ["native", "hf", "stablehlo", "onnx"])
 @pytest.mark.parametrize("name", ["config.json", "README.md", "model.safetensors"])
 def test_an_export_writes_over_nothing_but_its_own_kind(form, name, tmp_path):

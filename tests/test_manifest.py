@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cora.video.manifest import FORMATS, Clip, ManifestError, load, select
+from cora.video.manifest import FORMATS, Clip, ManifestError, ManifestWarning, load, select
 
 
 def put(root: Path, **texts: str) -> Path:
@@ -225,7 +225,123 @@ def test_select_takes_all_of_a_corpus_without_splits(tmp_path):
     assert select(manifest, "train") == manifest
 
 
-@pytest.mark.parametrize("word", ["", "na", "None", "nan"])
-def test_a_clip_without_a_group_is_its_own(tmp_path, word):
+@pytest.mark.parametrize(("word", "groups"), [("", 2), (" ", 2), ("NA", 1), ("N/A", 1), ("None", 1), ("Nan", 1)])
+def test_a_clip_without_a_group_is_its_own_and_only_an_empty_cell_means_none(tmp_path, word, groups):
     path = put(tmp_path, a_dot_csv=f"path,label,group\nx.mp4,0,{word}\ny.mp4,0,{word}\n") / "a.csv"
-    assert len({c.group for c in load(path).clips}) == 2
+    assert len({c.group for c in load(path).clips}) == groups
+
+
+def said(path):
+    """What a list says, for comparison of two that lie in one folder."""
+    found = load(path)
+    return found, [(c.path.name, c.label, c.class_name, c.group, c.split) for c in found.clips]
+
+
+PLAIN = "path,label,group,split\nx.mp4,1,p1,train\ny z.mp4,0,p2,test\n"
+ALIKE = {
+    "semicolons": PLAIN.replace(",", ";"),
+    "tabs": PLAIN.replace(",", "\t"),
+    "capitals": PLAIN.replace("path,label", "Path,LABEL"),
+    "another order": "split,group,label,path\ntrain,p1,1,x.mp4\ntest,p2,0,y z.mp4\n",
+    "rows of nothing": PLAIN + ",,,\n\n",
+    "an empty line first": "\n" + PLAIN,
+    "labels as pandas writes them": PLAIN.replace(",1,", ",1.0,").replace(",0,", ",0.0,"),
+    "a column of notes": PLAIN.replace("\n", ",note\n", 1).replace("train\n", f"train,{'y' * 200_000}\n")
+    .replace("test\n", "test,\n"),
+    "two columns that are not read": "path,label,group,split,n,n\nx.mp4,1,p1,train,1,2\ny z.mp4,0,p2,test,3,4\n",
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_what_spreadsheets_make_of_a_list_says_the_same(tmp_path, case):
+    meant = said(put(tmp_path, plain_dot_csv=PLAIN) / "plain.csv")
+    assert said(put(tmp_path, a_dot_csv=ALIKE[case]) / "a.csv") == meant
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_encoding_that_says_what_it_is_and_every_end_of_line(tmp_path, coding, end):
+    (tmp_path / "a.csv").write_bytes("path,group\né.mp4,ü\u2028\n".replace("\n", end).encode(coding))
+    (tmp_path / "a.txt").write_bytes("é\u2028a.mp4::1\n".replace("\n", end).encode(coding))
+    (clip,) = load(tmp_path / "a.csv").clips
+    assert (clip.path.name, clip.group) == ("é.mp4", "ü")
+    assert [clip.path.name for clip in load(tmp_path / "a.txt").clips] == ["é\u2028a.mp4"]
+
+
+@pytest.mark.parametrize("mark", ["\t", "::", ";", ",", " :: ", ", "])
+def test_lines_of_path_and_label_whatever_is_between(tmp_path, mark):
+    path = put(tmp_path, a_dot_txt=f"x y.mp4{mark}1\nz,z.mp4{mark}0\n") / "a.txt"
+    assert [(c.path.name, c.label) for c in load(path).clips] == [("x y.mp4", 1), ("z,z.mp4", 0)]
+
+
+def test_labels_may_be_names_as_those_of_folders_are(tmp_path):
+    rows = "path,label\nrun/b.mp4,run\nhop/a.avi,hop\nhop/c.avi,\n"
+    found = load(put(class_tree(tmp_path), a_dot_csv=rows) / "a.csv")
+    meant = {clip.path: (clip.label, clip.class_name) for clip in load(class_tree(tmp_path)).clips}
+    assert {clip.path: (clip.label, clip.class_name) for clip in found.clips[:2]} == meant
+    assert found.classes == ("hop", "run") and found.clips[2].label is None
+
+
+def test_a_home_folder_is_read_as_a_shell_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path, a_dot_csv="path,label\n~/x.mp4,0\n~y.mp4,1\n", b_dot_txt="~/x.mp4 0\n")
+    assert [c.path for c in load(Path("~/a.csv")).clips] == [tmp_path / "x.mp4", tmp_path / "~y.mp4"]
+    assert [c.path for c in load(Path("~/b.txt")).clips] == [tmp_path / "x.mp4"]
+
+
+TWICE = "path,label,group,split\nd/x.mp4,0,p1,train\ny.mp4,1,p2,test\n{},{}\n"
+MISTAKEN = {
+    "one file in two splits": (TWICE.format("d/x.mp4", "0,p1,test"), r"a\.csv:4: .*x\.mp4 has split 'test', and "
+                               r"'train' at .*a\.csv:2"),
+    "by another path": (TWICE.format("e/../d/x.mp4", "0,p1,test"), r"a\.csv:4: .*split.*a\.csv:2"),
+    "by a link": (TWICE.format("link/x.mp4", "0,p1,test"), r"a\.csv:4: .*split.*a\.csv:2"),
+    "by a linked file": (TWICE.format("linked.mp4", "0,p1,test"), r"a\.csv:4: .*split.*a\.csv:2"),
+    "one file with two labels": (TWICE.format("d/x.mp4", "1,p1,train"), r"a\.csv:4: .*label 1, and 0 at .*a\.csv:2"),
+    "one file of two groups": (TWICE.format("d/x.mp4", "0,p2,train"), r"a\.csv:4: .*group 'p2', and 'p1'"),
+    "two labels without a header": ("d/x.mp4 0\nd/x.mp4 1\n", r"a\.csv:2: .*label 1, and 0 at .*a\.csv:1"),
+    "a column twice": ("path,label,label\nx,0,1\n", r"a\.csv:1: .*2 columns 'label'"),
+    "a column twice, once in capitals": ("path,group,Group\nx,0,1\n", r"a\.csv:1: .*2 columns 'group'"),
+    "no column of paths": ("video,label\nx.mp4,1\n", r"a\.csv:1: the header 'video, label' has no column 'path'"),
+    "names and numbers": ("path,label\nx.mp4,1\ny.mp4,NA\n", r"a\.csv:3: label 'NA' .*empty cell for none"),
+    "a fraction": ("path,label\nx.mp4,1.5\n", r"a\.csv:2: label '1\.5'"),
+    "a path of 200,000 characters": (f"path,label\n{'x' * 200_000},1\n", r"a\.csv:2: path of 200000 characters"),
+    "the same without a header": (f"x 1\n{'x' * 200_000} 1\n", r"a\.csv:2: a path of 200000 characters"),
+    "a quotation mark left open": ('path\nw.mp4\n"x.mp4\ny.mp4\nz.mp4\n', r"a\.csv:3: a quotation mark is opened"),
+    "the last character": ('path\nw.mp4\n"', r"a\.csv:3: a quotation mark is opened"),
+    "a cell too few after a quoted line break": ('path,label\n"x\ny.mp4",1\nz.mp4\n', r"a\.csv:4: .*header \(2\)"),
+    "a NUL": ("path,label\nx.mp4,0\ny\0.mp4,1\n", r"a\.csv:3: holds a NUL"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKEN)
+def test_a_list_that_contradicts_itself_is_refused_by_file_and_line(tmp_path, case):
+    text, message = MISTAKEN[case]
+    put(tmp_path, d__x_dot_mp4="", e__w_dot_mp4="", a_dot_csv=text)
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    (tmp_path / "linked.mp4").symlink_to(tmp_path / "d" / "x.mp4")
+    with pytest.raises(ManifestError, match=message):
+        load(tmp_path / "a.csv")
+
+
+def test_a_list_in_latin_1_is_refused_by_line(tmp_path):
+    (tmp_path / "a.csv").write_bytes("path,label\nx.mp4,0\né.mp4,1\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"a\.csv:3: byte 0xe9 is not UTF-8.*Latin-1"):
+        load(tmp_path / "a.csv")
+
+
+def test_a_file_twice_with_one_meaning_is_one_group(tmp_path):
+    path = put(tmp_path, a_dot_csv="path,label\nd/x.mp4,0\nd/../d/x.mp4,0\ny.mp4,1\n", d__x_dot_mp4="") / "a.csv"
+    first, second, other = load(path).clips
+    assert first.group == second.group != other.group
+
+
+def test_groups_in_two_splits_are_named(tmp_path):
+    rows = "path,label,group,split\nx.mp4,0,p1,train\ny.mp4,1,p1,test\nz.mp4,1,p2,test\n"
+    with pytest.warns(ManifestWarning, match=r"1 of 2 groups .*'p1' in test and train"):
+        found = load(put(tmp_path, a_dot_csv=rows) / "a.csv")
+    assert len(found.clips) == 3 and found.places[1] == f"{tmp_path / 'a.csv'}:3"
+
+
+def test_a_clip_is_no_list(tmp_path):
+    with pytest.raises(ManifestError, match="is a clip, not a list"):
+        load(put(tmp_path, x_dot_mp4="") / "x.mp4")

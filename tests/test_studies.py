@@ -205,3 +205,31 @@ def test_transfer_reads_every_run_on_every_corpus_once_and_the_controls_beside_t
     monkeypatch.setattr("sys.argv", [*words, str(tmp_path), "--on", "x/a.csv", "y/x/a.csv"])
     with pytest.raises(SystemExit):
         transfer.main()
+
+
+HEAD = "path,label,group,split\na.avi,0,p,train\nb.avi,0,q,train\nc.avi,1,r,train\n"
+
+
+def test_a_class_that_the_test_split_alone_has_is_refused_by_its_line(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(HEAD + "d.avi,1,s,test\ne.avi,2,t,test\n")
+    with pytest.raises(manifest.ManifestError, match=r"list\.csv:6: class '2' .* none to train on"):
+        evaluation.labelled(path)
+
+
+def test_rows_that_no_probe_reads_are_counted(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(HEAD + "d.avi,1,s,test\ne.avi,,t,test\nf.avi,,t,test\ng.avi,1,u,holdout\n")
+    with pytest.warns(manifest.ManifestWarning):
+        notes = evaluation.labelled(path).notes
+    assert [note.split(": ", 1)[1] for note in notes] == [
+        f"2 of 7 rows have no label and are left out (the first: {path}:6)",
+        "1 of 7 rows are left out, whose split is 'holdout'"]
+
+
+def test_a_split_that_is_drawn_through_the_only_group_names_it(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path,label,group\n" + "".join(f"{i}.avi,{i % 2},NA\n" for i in range(12)))
+    with pytest.warns(manifest.ManifestWarning, match="'NA' in test and train"):
+        rows = evaluation.settled(evaluation.labelled(path), 0)
+    assert len(rows.notes) == 1

@@ -211,3 +211,16 @@ def test_mask_tokens_begin_as_wide_as_the_model_says_and_at_zero_unless_it_does(
 def test_a_gaze_without_biases_is_refused():
     with pytest.raises(config.ConfigError, match="predictor_gaze = 'around'"):
         config.Model(predictor_gaze="around")
+
+
+def test_plain_attention_in_bfloat16_errs_no_more_than_jax_own_at_peaked_logits():
+    """Against softmax(q kᵀ / √d) v in float64 of the same rounded q, k and v."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(scale * rng.normal(size=(2, 48, 2, 32)), jnp.bfloat16) for scale in (6, 6, 1))
+    x, y, z = (np.asarray(a, np.float64) for a in (q, k, v))
+    logits = np.einsum("bqhd,bkhd->bhqk", x, y) / 32**0.5
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    wanted = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), z)
+    error = [np.abs(np.asarray(found, np.float64) - wanted).mean() for found in (
+        vit.attend(q, k, v), jax.nn.dot_product_attention(q, k, v, implementation="xla"))]
+    assert vit.attend(q, k, v).dtype == jnp.bfloat16 and error[0] < 1.1 * error[1]

@@ -31,4 +31,10 @@ def test_the_wheel_works_alone(wheel, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd="/", env=os.environ | {"PYTHONPATH": str(tmp_path)},
                          capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    code = "import cora.cli; cora.cli.main(['pretrain', 'small', '--help'])"
+    found = subprocess.run([sys.executable, "-c", code], cwd="/", env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                           capture_output=True, text=True)
+    assert found.returncode == 0 and "--optim.lr" in found.stdout, found.stderr
+    own = {path.name for path in (ROOT / "pretrain").glob("*.py")}
+    assert {path.name for path in (tmp_path / "cora" / "recipes").iterdir()} == own
     assert all(verb in run.stdout for verb in ("demo", "pretrain", "features", "probe", "export", "report"))

@@ -47,7 +47,26 @@ def labelled(source: Path) -> manifest.Manifest:
     if not rows:
         raise manifest.ManifestError(f"{source}: no labelled clip in the splits {' and '.join(SPLITS)}; "
                                      "a probe needs labels, pretraining does not")
-    return manifest.Manifest(rows, whole.classes)
+    _require_training(source, whole, rows)
+    missing = [place for place, clip in zip(whole.places, whole.clips, strict=True) if clip.label is None]
+    others = sum(clip.split not in (*SPLITS, "val") for clip in known)  # val is known to be left out: data/README.md
+    said = [f"{source}: {len(missing)} of {len(whole.clips)} rows have no label and are left out (the first: "
+            f"{missing[0]})"] if missing else []
+    if others and has_splits:
+        names = sorted({clip.split for clip in known} - {*SPLITS, "val"})
+        said.append(f"{source}: {others} of {len(whole.clips)} rows are left out, whose split is "
+                    f"{', '.join(map(repr, names))}")
+    return manifest.told(manifest.Manifest(rows, whole.classes, notes=whole.notes), *said)
+
+
+def _require_training(source: Path, whole: manifest.Manifest, rows: Sequence[manifest.Clip]) -> None:
+    """Raises ManifestError for a class that only the test split of a list has: no probe can ever name it."""
+    learned = {clip.label for clip in rows if clip.split != "test"}
+    for clip in rows:
+        if learned and clip.label not in learned:
+            place = whole.places[whole.paths.index(clip.path)]
+            raise manifest.ManifestError(f"{place}: class {clip.class_name!r} (label {clip.label}) has test clips and "
+                                         "none to train on; give it some, or leave its rows out")
 
 
 def settled(rows: manifest.Manifest, seed: int) -> manifest.Manifest:
@@ -59,8 +78,15 @@ def settled(rows: manifest.Manifest, seed: int) -> manifest.Manifest:
                            for name in ("label", "group", "split"))
     table = settle_split(Table(np.zeros((1, len(rows.clips), 1)), label, group, split), seed)
     training_folds(table, seed)
-    clips = zip(rows.clips, table.split.tolist(), strict=True)
-    return replace(rows, clips=tuple(clip._replace(split=name) for clip, name in clips))
+    clips = tuple(clip._replace(split=name)
+                  for clip, name in zip(rows.clips, table.split.tolist(), strict=True))
+    found = replace(rows, clips=clips)
+    if rows.clips == clips:
+        return found  # a list's own split, of which reading it has told
+    learned = {clip.label for clip in clips if clip.split == "train"}
+    unseen = sorted({clip.class_name for clip in clips if clip.label not in learned})
+    alone = [f"the split that was drawn has no training clip of {', '.join(map(repr, unseen))}"] if unseen else []
+    return manifest.told(found, *manifest.shared(clips), *alone)
 
 
 def encoders(
@@ -121,6 +147,8 @@ class Reading(NamedTuple):
     """Clips that are in no table, for their files could not be read."""
     step: int | None = None
     """Of the trained encoder, where it knows."""
+    notes: tuple[str, ...] = ()
+    """What the corpus' list said that whoever reads the accuracies has to know."""
 
     def divided(self, split: np.ndarray) -> "Reading":
         """Returns the same rows under another split, `train` or `test` for each."""
@@ -157,7 +185,7 @@ def read(
         {name: table for name, table in found.items() if not name.endswith(TOKENS)},
         {name.removesuffix(TOKENS): table for name, table in found.items() if name.endswith(TOKENS)},
         {name: encoder.model for name, encoder in readable.items()}, tuple(rows.classes),
-        len(rows.clips) - next(iter(found.values())).features.shape[1], step)
+        len(rows.clips) - next(iter(found.values())).features.shape[1], step, rows.notes)
 
 
 def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: attentive.Recipe | None = None,
@@ -176,7 +204,7 @@ def judge(reading: Reading, methods: Sequence[Named], *, seed: int = 0, plan: at
     if ATTENTIVE in methods:
         report = {ATTENTIVE: _attentive(reading, plan or attentive.Recipe(), keep, seed)} | report
     report |= {"views": 1 + (0 if views is None else views.shape[2]), "unreadable": reading.unreadable,
-               "step": reading.step}
+               "step": reading.step, "notes": list(reading.notes)}
     return {name: report[name] for name in (*methods, *(key for key in report if key not in methods))}
 
 

@@ -204,6 +204,7 @@ def tables(
         "group": np.array([clip.group for clip in rows]),
         "split": np.array([clip.split for clip in rows]),
         "path": np.array([str(clip.path) for clip in rows]),
+        "class_name": np.array([clip.class_name for clip in rows]),
     }
     return {name: Table(features=each[:, : len(rows), 0], views=each[:, : len(rows), 1:] if count else None, **columns)
             for name, each in every.items()}

@@ -30,6 +30,8 @@ class Table(NamedTuple):
     """File of the clip, where it is known; nothing is computed from it."""
     views: Float[np.ndarray, "L n V F"] | None = None
     """Features of V further views of each clip, cut by chance, for probes that learn from many views."""
+    class_name: np.ndarray | None = None
+    """Name of the clip's class, where it is known."""
 
     def every(self, level: int) -> Float[np.ndarray, "n V F"]:
         """Returns one level's features of every view of each clip, `features` first."""
@@ -71,7 +73,7 @@ def require(table: Table) -> None:
 def save(path: Path, table: Table) -> None:
     """Writes the table to `path` as an uncompressed `.npz` without pickles; the file appears whole or not at all."""
     columns = {name: value for name, value in table._asdict().items() if value is not None}
-    for name in ("group", "split", "path"):
+    for name in ("group", "split", "path", "class_name"):
         if name in columns:
             columns[name] = columns[name].astype(np.str_)
     part = path.with_name(path.name + ".part")
@@ -89,4 +91,5 @@ def load(path: Path) -> Table:
         raise ValueError(f"{path} is not a table of features (.npz): {error}") from error
     if lacking := [name for name in ("features", "label", "group", "split") if name not in columns]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: it holds {', '.join(sorted(columns)) or 'nothing'}")
-    return Table(columns["features"], columns["label"], columns["group"], columns["split"], columns.get("path"))
+    return Table(columns["features"], columns["label"], columns["group"], columns["split"], columns.get("path"),
+                 class_name=columns.get("class_name"))

@@ -102,9 +102,14 @@ def rotate(
 def attend(
     q: Float[Array, "B K H d"], k: Float[Array, "B K H d"], v: Float[Array, "B K H d"]
 ) -> Float[Array, "B K H d"]:
-    """Returns softmax(q kᵀ / √d) v for every head."""
+    """Returns softmax(q kᵀ / √d) v for every head, logits and softmax in float32 at least."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    weights = jax.nn.softmax(jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k), axis=-1)
+    scale = q.shape[-1] ** -0.5
+    if q.dtype == jnp.bfloat16:  # whose rounding of a peaked logit is an error of its size in the exponent
+        logits = scale * jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    else:
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3)
 
 

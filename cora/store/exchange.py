@@ -89,7 +89,8 @@ def write(ckpt: Path, out: Path, encoder: Pretrained, form: Format = "native", p
         return _write_hugging_face(out, encoder, load_probe(checkpoint.run_of(ckpt)) if probe else None)
     if form == "onnx":
         onnx_file.write(out, encoder)
-        return Compared(None, _gap(encoder, onnx_file.read(out)(_clip(encoder.model))[1]))
+        plain = Pretrained(replace(encoder.model, dtype="float32"), encoder.encoder)  # as it is written
+        return Compared(None, _gap(plain, onnx_file.read(out)(_clip(encoder.model))[1]))
     stablehlo.write(out, encoder)
     return Compared(None, _gap(encoder, stablehlo.read(out).call(_clip(encoder.model))[1]))
 

@@ -41,7 +41,7 @@ def write(folder: Path, encoder: Pretrained) -> None:
         raise ConfigError(f"format = 'onnx': {missing.name} is not installed; run `pip install 'cora[onnx]'`, or "
                           "choose 'stablehlo'") from missing
     folder.mkdir(parents=True, exist_ok=True)
-    program, clips = stablehlo.program(encoder)
+    program, clips = stablehlo.program(encoder, "float32")  # onnxruntime has no bfloat16 for a CPU
     with _quiet():
         jax2onnx.to_onnx(program, [clips], model_name="cora", input_names=["clips"], output_names=["last", "levels"],
                          return_mode="file", output_path=folder / FILE)

@@ -249,10 +249,8 @@ class Record:
         """
         if step <= self._last:
             raise RecordError(f"step {step} after step {self._last}: must rise; nearest: {self._last + 1}")
-        first = self._pending is None and self._last == self._start
         self.settle()
-        if first:
-            jax.block_until_ready(metrics)  # else the first rate is that of dispatching, not of computing
+        jax.block_until_ready(metrics)  # else a rate is that of dispatching, not of computing
         timing = {"step": step, "seconds": self.clock.seconds(), **self.clock.rates()._asdict()}
         self._last, self._pending = step, (timing, metrics)
 

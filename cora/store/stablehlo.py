@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,15 @@ FILE = "encoder.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def program(encoder: Pretrained) -> tuple[Callable[[Array], tuple[Array, Array]], jax.ShapeDtypeStruct]:
+def program(
+    encoder: Pretrained, dtype: Literal["float32", "bfloat16"] | None = None
+) -> tuple[Callable[[Array], tuple[Array, Array]], jax.ShapeDtypeStruct]:
     """Returns uint8 clips [B, T, H, W, 3] -> (last level's normed latents, all levels'), and the shape of the clips.
 
-    Attention is written as plain products, which every platform has.
+    Attention is written as plain products, which every platform has; products are computed in `dtype`, by default the
+    encoder's.
     """
-    network = build(replace(encoder.model, attention="einsum"))
+    network = build(replace(encoder.model, attention="einsum", dtype=dtype or encoder.model.dtype))
 
     def run(clips: Array) -> tuple[Array, Array]:
         levels = latents(network, jax.tree.map(jnp.asarray, encoder.encoder), clips)
