@@ -155,7 +155,7 @@ def _opened(
 
 
 def _film(path: Path, container: InputContainer) -> int:
-    """Returns the index of the track that is meant: never a cover, then by its default flag, then FFmpeg's best."""
+    """Returns the index of the track that is meant: never a cover, then FFmpeg's best, which heeds default flags."""
     tracks = [track for track in container.streams.video if not track.disposition & Disposition.attached_pic]
     if not tracks:
         raise VideoError(path, "has no video stream" + (" but a cover" if container.streams.video else ""))
@@ -167,8 +167,7 @@ def _film(path: Path, container: InputContainer) -> int:
     best = container.streams.best("video")
     # A track of one picture beside a film is a cover that the container could not mark as one.
     return max(tracks, key=lambda track: (track.codec_context is not None, pictures[track.index] > 1,
-                                          bool(track.disposition & Disposition.default), track is best,
-                                          -track.index)).index
+                                          track is best, -track.index)).index
 
 
 @lru_cache(maxsize=2048)
@@ -247,7 +246,7 @@ def _check_samples(path: Path, track: int, promised: int) -> None:
 
 
 def _counted(path: Path, track: int, promised: int) -> list[int | None]:
-    """Returns when each frame is shown, by decoding everything: AVI and MPEG-TS hold packets that are no frames, and frames without a time.
+    """Returns when each frame is shown, by decoding everything, for AVI and MPEG-TS hold packets that are no frames.
 
     Two frames may be missing: streams with packed B-frames end in placeholders that are counted and never shown.
     """
@@ -324,7 +323,7 @@ def _frames_from(
 
 def _packets_from(container: InputContainer, stream: VideoStream, key: int) -> Iterator[Piece]:
     """Yields the packets from that of the time `key` on: a container seeks by its own marks, and lands elsewhere."""
-    for target in (key, key - int(60 / (stream.time_base or 1)), int(-(2**40))):
+    for target in (key, key - int(60 / (stream.time_base or 1)), (-(2**40))):
         container.seek(target, stream=stream)
         packets = container.demux(stream)
         for packet in packets:

@@ -6,6 +6,7 @@ Knows no decoder: codec.py reads the packets that are judged here.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def clock(
     """
     known = [int(stamp * tick * 1000 + Fraction(1, 2)) for stamp in stamps if stamp is not None]
     if len(known) == len(stamps) > 1:
-        steps = [later - earlier for earlier, later in zip(known, known[1:], strict=False)]
+        steps = [later - earlier for earlier, later in pairwise(known)]
         usual = sorted(steps)[len(steps) // 2]
         times = [0]
         for step in steps:
@@ -104,7 +105,7 @@ def _simplest(low: Fraction, high: Fraction) -> Fraction:
 def put_end_to_end(data: bytes) -> bool:
     """Returns whether all that is missing between packets of a transport stream is what two files lack between them.
 
-    Each starts its table of programmes with count 0, before any other packet, and a new unit in each of its streams.
+    Each begins with tables whose counts start at 0, and then with a new unit in each of its streams.
     """
     size, start = (188, 0) if data[:1] == b"G" else (192, 4)
     counts: dict[int, int] = {}
@@ -114,10 +115,10 @@ def put_end_to_end(data: bytes) -> bool:
         if pid == 0x1FFF or not flags & 0x10:
             continue
         count, before = flags & 15, counts.get(pid, -1)
-        if before >= 0 and count not in (before, (before + 1) % 16):
-            if pid == 0 and count == 0:
-                begun = set(counts)
-            elif pid not in begun or not data[place + 1] & 0x40:
+        if pid < 32 and count == 0 and before not in (-1, 15):
+            begun = set(counts)
+        elif before >= 0 and count not in (before, (before + 1) % 16):
+            if pid not in begun or not data[place + 1] & 0x40:
                 return False
         counts[pid] = count
         begun.discard(pid)
