@@ -125,7 +125,7 @@ class Corpus:
     split: str = "train"
     """Rows of this split are used; where the corpus has no splits, all rows."""
     sampling: Literal["stride", "fps", "span"] = "stride"
-    """How frames are spaced: every `stride` frames, at `fps`, or evenly over a random `span` of the file; the latter two
+    """How frames are spaced: every `stride` frames, at `fps`, or evenly over a random `span` of the file; the last two
     by the times at which frames are shown."""
     stride: int = 1
     fps: float = 8.0
