@@ -67,7 +67,8 @@ def clock(
     that is ever heard, so that the same film has the same times in every container. Where stamps fall back, as between
     films put end to end, a frame takes the usual time. Raises VideoError where nothing says a rate.
     """
-    known = [int(stamp * tick * 1000 + Fraction(1, 2)) for stamp in stamps if stamp is not None]
+    above, below = (tick * 1000).as_integer_ratio()
+    known = [(2 * stamp * above + below) // (2 * below) for stamp in stamps if stamp is not None]
     if len(known) == len(stamps) > 1:
         steps = [later - earlier for earlier, later in pairwise(known)]
         usual = sorted(steps)[len(steps) // 2]
@@ -82,16 +83,16 @@ def clock(
 
 
 def _clock(rates: Sequence[float], times: list[int]) -> tuple[float, tuple[int, ...]]:
-    mean = Fraction(times[-1], len(times) - 1)
-    slack = min(Fraction(2), max(Fraction(1), mean / 2))
-    shortest = max(Fraction(time - slack) / place for place, time in enumerate(times) if place)
-    longest = min(Fraction(time + slack) / place for place, time in enumerate(times) if place)
-    even = [rate for rate in rates if shortest <= Fraction(1000 / rate) <= longest]
+    mean = times[-1] / (len(times) - 1)
+    slack = min(2.0, max(1.0, mean / 2))
+    shortest = max((time - slack) / place for place, time in enumerate(times) if place)
+    longest = min((time + slack) / place for place, time in enumerate(times) if place)
+    even = [rate for rate in rates if shortest <= 1000 / rate <= longest]
     if even:
         return even[0], ()
     if 0 < shortest <= longest:
-        return float(_simplest(1000 / longest, 1000 / shortest)), ()
-    return float(1000 / mean), tuple(times)
+        return float(_simplest(Fraction(1000 / longest), Fraction(1000 / shortest))), ()
+    return 1000 / mean, tuple(times)
 
 
 def _simplest(low: Fraction, high: Fraction) -> Fraction:
