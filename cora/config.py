@@ -133,7 +133,8 @@ class Corpus:
     split: str = "train"
     """Rows of this split are used; where the corpus has no splits, all rows."""
     sampling: Literal["stride", "fps", "span"] = "stride"
-    """How frames are spaced: every `stride` frames, at `fps`, or evenly over a random `span` of the file."""
+    """How frames are spaced: every `stride` frames, at `fps`, or evenly over a random `span` of the file; the last two
+    by the times at which frames are shown."""
     stride: int = 1
     fps: float = 8.0
     span: tuple[float, float] = (0.7, 1.0)

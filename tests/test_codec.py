@@ -95,7 +95,7 @@ def test_frames_that_come_a_little_late_are_put_in_order():
     frames = {name: Frame() for name in range(60)}
     late = sorted(frames, key=lambda name: name + 9 * (name % 8 == 0))
     names = [name for name in frames if name % 3 and name < 50]
-    assert list(codec._ordered(names, ((name, frames[name]) for name in late), False)) == [frames[n] for n in names]
+    assert list(codec._ordered(names, ((name, frames[name]) for name in late))) == [frames[n] for n in names]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are text")
@@ -250,7 +250,7 @@ def test_a_changed_file_is_looked_at_again(tmp_path):
 def test_what_is_written_is_read_back(tmp_path, count):
     video = numbered(count) // 2 + np.linspace(0, 120, 32, dtype=np.uint8)[:, None, None]
     codec.write(tmp_path / "a.mp4", video, 12.5)
-    assert codec.inspect(tmp_path / "a.mp4") == (count, 12.5, 32, 64, "h264")
+    assert codec.inspect(tmp_path / "a.mp4") == (count, 12.5, 32, 64, "h264", ())
     back = codec.read(tmp_path / "a.mp4", np.arange(count))
     assert np.abs(back.astype(int) - video).mean() < 4
 

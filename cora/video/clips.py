@@ -219,13 +219,18 @@ def _numbers(info: codec.VideoInfo, corpus: Corpus, frames: int, place: float, p
     `step` in frames is `corpus.stride`, `info.fps / corpus.fps`, or for `span` the `part` of the file, or of
     `corpus.longest` seconds where it is longer than that, divided by T.
     `room` is what remains of the file. Where it is too short for the window, its last frame is repeated.
+    Where frames are not shown evenly, all but a stride is measured in mean frames, and at each of these times the frame
+    is taken that is shown then.
     """
     whole = min(info.frames, corpus.longest * info.fps) if corpus.longest else info.frames
     steps = {"stride": corpus.stride, "fps": info.fps / corpus.fps, "span": part * whole / frames}
     step = steps[corpus.sampling]
     room = max(0.0, info.frames - (frames - 1) * step)
-    numbers = np.floor(place * room + np.arange(frames) * step).astype(np.int64)
-    return np.minimum(numbers, info.frames - 1)
+    shown = place * room + np.arange(frames) * step
+    if info.times and corpus.sampling != "stride":
+        # A part of a millisecond keeps a frame that is due from being missed by a rounding.
+        return np.searchsorted(info.times, shown * 1000 / info.fps + 1e-6, side="right") - 1
+    return np.minimum(np.floor(shown).astype(np.int64), info.frames - 1)
 
 
 def _crop(

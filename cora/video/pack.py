@@ -24,7 +24,7 @@ from jaxtyping import Int, UInt8
 from cora.video import codec
 from cora.video.source import Opened, Source, shrink, shrunk
 
-FORMAT = 1
+FORMAT = 2
 """Counts up whenever the bytes of a pack would change, so that older packs are not found."""
 STALE = 24 * 3600.0
 """Seconds after which a half-built pack is taken for the remains of a killed process."""
@@ -84,7 +84,7 @@ def _open(entries: list[dict[str, Any]], pictures: UInt8[np.ndarray, "bytes"], n
     def read(frames: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3"]:
         return np.asarray(video[frames])
 
-    return Opened(codec.VideoInfo(count, entry["fps"], height, width, entry["codec"]), read)
+    return Opened(codec.VideoInfo(count, entry["fps"], height, width, entry["codec"], tuple(entry["times"])), read)
 
 
 def _bytes(entry: dict[str, Any]) -> int:
