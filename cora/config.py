@@ -250,6 +250,7 @@ class Pretrain:
         check("pretrain", self)
         require(self.learn.reach <= self.model.levels, "learn.reach", self.learn.reach,
                 f"must be at most model.levels; nearest: {self.model.levels}")
+        self._refuse_unread()
         if self.target.kind != "hog3d":
             return
         of = {"cells": self.target.cells} if self.target.order == 1 else {"grain": (self.target.grain,)}
@@ -261,6 +262,26 @@ class Pretrain:
         require(self.learn.rule != "dense", "learn.rule", self.learn.rule,
                 "predicts every level's own latents, and target.kind = 'hog3d' has none; nearest: 'local'")
 
+    def _refuse_unread(self) -> None:
+        """Refuses what other sections leave unread, where an annotation cannot say so."""
+        optim, momentum = self.optim, self.target.momentum
+        moving = self.target.kind == "ema" and momentum[0] != momentum[1]
+        require(optim.stretch == 1 or optim.schedule != "constant" or optim.weight_decay_end is not None or moving,
+                "optim.stretch", optim.stretch, "nothing changes over this run: optim.schedule is 'constant', and "
+                "neither weight decay nor the teacher's momentum moves; nearest: 1.0")
+        before, plain = [self._shaped(self.corpus)], Corpus()
+        for i, one in enumerate(self.mix):
+            alike = self._shaped(one) in before
+            for name, idle in (("max_bad", True), ("workers", alike), ("threads", alike and not one.pack)):
+                require(not idle or getattr(one, name) == getattr(plain, name), f"mix.{i}.{name}", getattr(one, name),
+                        f"corpora share that of the first {'' if name == 'max_bad' else 'with their shape of clips '}"
+                        f"alone; nearest: {getattr(plain, name)}")
+            before.append(self._shaped(one))
+
+    def _shaped(self, corpus: Corpus) -> Model:
+        """The model on the clips of this corpus."""
+        return replace(self.model, frames=corpus.frames or self.model.frames, size=corpus.size or self.model.size)
+
     def parts(self, devices: int = 1) -> tuple["Pretrain", ...]:
         """Returns the run cut by the shape of its clips: one config a shape, with its model, corpora and clips a batch.
 
@@ -269,8 +290,7 @@ class Pretrain:
         """
         shapes: dict[Model, list[Corpus]] = {}
         for one in (self.corpus, *self.mix):
-            model = replace(self.model, frames=one.frames or self.model.frames, size=one.size or self.model.size)
-            shapes.setdefault(model, []).append(one)
+            shapes.setdefault(self._shaped(one), []).append(one)
         units, spare = self.run.batch // devices, self.run.batch // devices - len(shapes)
         legal = f"a multiple of the {devices} devices, enough for {len(shapes)} shapes of clips"
         require(self.run.batch % devices == 0 and spare >= 0, "run.batch", self.run.batch,

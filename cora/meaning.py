@@ -6,6 +6,7 @@ with their lengths, paths, functions, and objects of a class. Arrays and keys ar
 
 import dataclasses
 import difflib
+import functools
 import math
 import numbers
 import os
@@ -39,8 +40,8 @@ class Range:
     """Numbers from `low` to `high`; the ends belong to it unless `above` (low) or `below` (high) says that they do
     not."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: int | float = -math.inf
+    high: int | float = math.inf
     above: bool = False
     below: bool = False
 
@@ -59,8 +60,8 @@ class Range:
 class Not:
     """Any number but this one; `instead` is the nearest that is meant."""
 
-    value: float
-    instead: float
+    value: int | float
+    instead: int | float
 
     def nearest(self, value: Any) -> Meant:
         return Meant(self.instead, f"must not be {self.value}") if value == self.value else Meant(value)
@@ -103,6 +104,12 @@ class Only:
         """Returns whether the field is read where the other one has this value."""
         held = value if isinstance(value, tuple) else (value,)
         return any(one in self.values for one in held) if self.values else bool(value)
+
+
+@functools.cache
+def hints(made: Any) -> dict[str, Any]:
+    """Returns the annotation of every field or argument, with what it says beyond the type."""
+    return typing.get_type_hints(made, include_extras=True)
 
 
 Natural = Annotated[int, Range(0)]
@@ -187,6 +194,9 @@ def _bare(kind: Any) -> Any:
 
 def _entries(kinds: tuple[Any, ...], value: Any, default: Any) -> Meant:
     spare = default if isinstance(default, tuple) else ()
+    for name in getattr(value, "_fields", ()):
+        if not (own := nearest(tuple[kinds], getattr(value, name))).legal:  # type: ignore[valid-type]
+            return Meant(own.value, f"must be a tuple, as its .{name} is")
     if not isinstance(value, (tuple, list)) or hasattr(value, "_fields"):
         one = nearest(kinds[0], value, spare[0] if spare else NONE) if kinds else Meant(value)
         return Meant(spare if one.legal else (one.value, *spare[1:]) if len(kinds) > 1 and kinds[-1] is not ... else
@@ -195,7 +205,8 @@ def _entries(kinds: tuple[Any, ...], value: Any, default: Any) -> Meant:
     if len(kinds) == 2 and kinds[1] is ...:
         kinds = (kinds[0],) * len(value)
     if len(value) != len(kinds):
-        missing = [spare[i] if i < len(spare) else nearest(kind, None).value for i, kind in enumerate(kinds)]
+        missing = [spare[i] if i < len(spare) else value[-1] if value else nearest(kind, None).value
+                   for i, kind in enumerate(kinds)]
         return Meant((*value, *missing[len(value):])[: len(kinds)], f"must have {len(kinds)} entries")
     each = [nearest(kind, one, spare[i] if i < len(spare) else NONE)
             for i, (kind, one) in enumerate(zip(kinds, value, strict=True))]
@@ -207,10 +218,10 @@ def _fields(kind: type, value: Any, default: Any) -> Meant:
     """Of a class: its objects; a NamedTuple's fields are looked at too, since it cannot look at them itself."""
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        return Meant(None if default is NONE else default, f"must be {article} {kind.__name__}")
+        return Meant(kind if default is NONE else default, f"must be {article} {kind.__name__}")
     if not hasattr(kind, "_fields"):
         return Meant(value)
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    for name, hint in hints(kind).items():
         meant = nearest(hint, getattr(value, name), kind._field_defaults.get(name, NONE))
         if meant.legal:
             return Meant(value._replace(**{name: meant.value}), f"{name} = {getattr(value, name)!r} {meant.legal}")

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from cora.meaning import NONE, Only, close, nearest
+from cora.meaning import NONE, Only, close, hints, nearest
 
 
 class ConfigError(ValueError):
@@ -32,19 +32,22 @@ def multiple(name: str, value: int, of: int, why: str) -> None:
     require(value > 0 and value % of == 0, name, value, f"must be a multiple of {of} ({why}); nearest: {near}")
 
 
-@functools.cache
-def hints(made: Any) -> dict[str, Any]:
-    """Returns the annotation of every field or argument, with what it says beyond the type."""
-    return typing.get_type_hints(made, include_extras=True)
-
-
 def allow(name: str, kind: Any, value: Any, default: Any = NONE) -> Any:
     """Returns the value as one of this kind, a plain number or tuple. Raises ConfigError that names the field, its
     value and the nearest legal one."""
     meant = nearest(kind, value, default)
-    shown = getattr(meant.value, "__name__", None) or repr(meant.value)
-    require(not meant.legal, name, value, f"{meant.legal}; nearest: {shown}")
+    if meant.legal:
+        raise ConfigError(f"{name} = {_short(value)}: {meant.legal}; nearest: {_short(meant.value)}")
     return meant.value
+
+
+def _short(value: Any) -> str:
+    """The value for a message of one line: functions and configs by their names."""
+    if isinstance(value, tuple) and type(value) is tuple:
+        return f"({', '.join(map(_short, value))}{',' * (len(value) == 1)})"
+    if dataclasses.is_dataclass(value) or hasattr(value, "_fields"):
+        return f"{type(value).__name__}(...)"
+    return getattr(value, "__name__", None) or repr(value)
 
 
 def check(section: str, config: Any) -> None:
@@ -54,7 +57,7 @@ def check(section: str, config: Any) -> None:
     An `Only` that names another section is looked at where that section is known: in the config that holds both.
     """
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value: Any = getattr(config, field.name)
         meant = allow(f"{section}.{field.name}", hints(type(config))[field.name], value, default_of(field))
         if meant is not value:
             object.__setattr__(config, field.name, meant)
@@ -81,9 +84,10 @@ def _read(section: str, config: Any, field: dataclasses.Field, whole: Any, *, in
         chosen = functools.reduce(getattr, mark.field.split("."), whole)
         if not mark.reads(chosen):
             value, other = getattr(config, field.name), mark.field if "." in mark.field else f"{section}.{mark.field}"
-            legal = f" is {' or '.join(map(repr, mark.values))}" if mark.values else " is set"
-            require(value == default, f"{section}.{field.name}", value, f"is read only where {other}{legal}, and it is "
-                    f"{chosen!r}; nearest: {default!r}")
+            legal = f"is {' or '.join(map(repr, mark.values))}" if mark.values else "is set"
+            if value != default:
+                raise ConfigError(f"{section}.{field.name} = {_short(value)}: nothing reads it unless {other} {legal}, "
+                                  f"and it is {chosen!r}; nearest: {_short(default)}")
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -98,7 +102,7 @@ def guard(build: F) -> F:
     @functools.wraps(build)
     def call(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        for name in plain & bound.arguments.keys():
+        for name in filter(plain.__contains__, list(bound.arguments)):
             default = signature.parameters[name].default
             bound.arguments[name] = allow(f"{build.__name__}.{name}", hints(build)[name], bound.arguments[name],
                                           NONE if default is inspect.Parameter.empty else default)
@@ -141,7 +145,7 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     made = {}
     for key, value in values.items():
         own = hints(kind)[key]
-        inner = [kind for kind in (own, *typing.get_args(own)) if dataclasses.is_dataclass(kind)]
+        inner = [one for one in (own, *typing.get_args(own)) if isinstance(one, type) and dataclasses.is_dataclass(one)]
         if inner and isinstance(value, dict):
             value = _build(inner[0], value, f"{where}.{key}")
         elif inner and isinstance(value, list):

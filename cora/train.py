@@ -25,6 +25,7 @@ from cora.nets.hierarchy import build, latents
 from cora.pc import masks, schedules, settled
 from cora.pc.diagnose import health
 from cora.pc.learn import learn
+from cora.schema import guard
 from cora.store import checkpoint, record, weights
 from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
@@ -226,6 +227,7 @@ def loader(settings: config.Pretrain, workdir: Path, corpora: Corpora) -> grain.
     ]))
 
 
+@guard
 def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True) -> TrainState:
     """Trains until `run.steps` and returns the final state, resuming from `workdir` if it holds a checkpoint.
 
