@@ -12,6 +12,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from cora import config
+from cora.schema import require
 
 console = Console()
 
@@ -112,6 +113,11 @@ def probe(
 
     plan = attentive.recipe(grid, depth=depth, heads=heads, epochs=epochs, level=level, of=tokens)
     methods: Any = tuple(method.split(","))
+    unread = {"depth": depth, "heads": heads, "epochs": epochs, "level": level, "tokens": tokens,
+              "grid": None if grid == "cpu" else grid}
+    for name, value in unread.items():
+        require(value is None or "attentive" in methods, name, value,
+                f"is of the attentive probe, and --method is {method}; nearest: leave it off, or --method attentive")
     home = run_of(ckpt)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,47 +5,55 @@ knows no array and opens no file; with cora/options.py it holds every default in
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cora.meaning import Count, Entries, Natural, Only, Positive, Range, Rising, Share, Weight
 from cora.options import DIRECT as DIRECT
+from cora.options import SETTLING, STEPPED
 from cora.options import Learn as Learn
 from cora.options import Mask as Mask
 from cora.options import Optim as Optim
 from cora.schema import ConfigError as ConfigError
-from cora.schema import choice, divisor, multiple, positive, require, span
+from cora.schema import check, choice, divisor, guard, multiple, require
 from cora.schema import difference as difference
 from cora.schema import from_json as from_json
 from cora.schema import to_json as to_json
 from cora.schema import unsaid as unsaid
+
+Part = Annotated[float, Range(0.01, 1.0)]
+"""Of a file or a frame."""
+Aspect = Annotated[tuple[Annotated[float, Range(0.1, 10.0)], Annotated[float, Range(0.1, 10.0)]], Rising()]
+"""Height over width, drawn between these two."""
+HOG3D = Only("kind", "hog3d")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """The encoder (the topology of V-JEPA 2) cut into `levels` of `blocks` transformer blocks each."""
 
-    frames: int = 16
-    size: int | tuple[int, int] = 64
+    frames: Count = 16
+    size: Count | tuple[Count, Count] = 64
     """Height and width of a clip in pixels; one number for a square."""
-    tubelet: int = 2
-    patch: int = 16
-    width: int = 128
-    heads: int = 4
-    levels: int = 4
-    blocks: int = 1
+    tubelet: Count = 2
+    patch: Count = 16
+    width: Count = 128
+    heads: Count = 4
+    levels: Count = 4
+    blocks: Count = 1
     """Transformer blocks in each level; the encoder's depth is `levels * blocks`."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Positive = 4.0
     rope: Literal["tiled", "interleaved"] = "tiled"
     """`tiled` is V-JEPA 2 and Hugging Face; `interleaved` is V-JEPA 2.1, a true rotation."""
-    rope_grid: int = 0
+    rope_grid: Natural = 0
     """Rows and columns are scaled as if the frame had so many of each, so that any size meets the positions it was
     trained with (V-JEPA 2.1: 16); 0: not scaled."""
-    predictor_width: int = 64
-    predictor_depth: int = 1
-    predictor_heads: int = 2
-    predictor_mlp_ratio: float = 4.0
-    predictor_near: float = 0.0
+    predictor_width: Count = 64
+    predictor_depth: Count = 1
+    predictor_heads: Count = 2
+    predictor_mlp_ratio: Positive = 4.0
+    predictor_near: Weight = 0.0
     """Value at which the biases of a predictor's queries and keys begin; above 0, attention begins at what is near."""
-    mask_tokens: int = 2
+    mask_tokens: Count = 2
     """Learned mask tokens of a predictor; mask kind i uses token i mod mask_tokens."""
     scaled_init: bool = False
     """Divide the initial weights of what block i adds to the residual stream by sqrt(2 i) (V-JEPA)."""
@@ -57,8 +65,7 @@ class Model:
     """Recompute the inside of each block in the backward pass rather than keep it."""
 
     def __post_init__(self) -> None:
-        positive("model", self, "width", "heads", "levels", "blocks", "predictor_width", "predictor_depth",
-                 "predictor_heads", "mask_tokens", "mlp_ratio", "predictor_mlp_ratio")
+        check("model", self)
         multiple("model.frames", self.frames, self.tubelet, "model.tubelet")
         for side in (self.size,) if isinstance(self.size, int) else self.size:
             multiple("model.size", side, self.patch, "model.patch")
@@ -68,9 +75,7 @@ class Model:
                                    ("predictor_heads", self.predictor_width, self.predictor_heads)):
             require(width // heads >= 6, f"model.{name}", heads,
                     f"leaves fewer than 6 channels a head for 3-D positions; at most {max(1, width // 6)}")
-        require(self.predictor_near >= 0, "model.predictor_near", self.predictor_near,
-                "must not be below 0; nearest: 0")
-        require(self.rope_grid == 0 or self.rope_grid > 1, "model.rope_grid", self.rope_grid,
+        require(self.rope_grid != 1, "model.rope_grid", self.rope_grid,
                 "must be 0 or at least 2; nearest: 0")
 
     @property
@@ -97,7 +102,8 @@ SIZES: dict[str, tuple[int, int, int, float]] = {
 """Width, depth, heads and MLP ratio of V-JEPA 2's encoders (giant with the 22 heads of its released weights)."""
 
 
-def sized(name: str, **changes: Any) -> Model:
+@guard
+def sized(name: str, *, levels: Count = 4, **changes: Any) -> Model:
     """Returns the encoder of V-JEPA 2 that has this name, 256 pixels a side, in 4 levels unless `changes` say else.
 
     Its predictors are V-JEPA 2's (384 channels, 12 heads), each with a level's share of its 12 blocks. Raises
@@ -105,7 +111,6 @@ def sized(name: str, **changes: Any) -> Model:
     """
     choice("size", name, SIZES)
     width, depth, heads, ratio = SIZES[name]
-    levels = changes.get("levels", 4)
     near = divisor(depth, levels)
     require(near == levels, "model.levels", levels, f"must divide the depth {depth}; nearest: {near}")
     shape: dict[str, Any] = {
@@ -126,43 +131,36 @@ class Corpus:
     """Rows of this split are used; where the corpus has no splits, all rows."""
     sampling: Literal["stride", "fps", "span"] = "stride"
     """How frames are spaced: every `stride` frames, at `fps`, or evenly over a random `span` of the file."""
-    stride: int = 1
-    fps: float = 8.0
-    span: tuple[float, float] = (0.7, 1.0)
+    stride: Annotated[Count, Only("sampling", "stride")] = 1
+    fps: Annotated[Positive, Only("sampling", "fps")] = 8.0
+    span: Annotated[tuple[Part, Part], Rising(), Only("sampling", "span")] = (0.7, 1.0)
     """With `sampling = "span"`: the window's length as a fraction of the file, drawn between these two."""
-    longest: float = 0.0
+    longest: Annotated[Weight, Only("sampling", "span")] = 0.0
     """With `sampling = "span"`: no window is longer than so many seconds, so that films are cut into moments as short
     clips are; 0: any length."""
-    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_scale: Annotated[tuple[Part, Part], Rising()] = (0.5, 1.0)
     """Area of the random crop as a fraction of the frame."""
-    crop_aspect: tuple[float, float] = (0.75, 1.35)
+    crop_aspect: Aspect = (0.75, 1.35)
     flip: bool = False
     """Mirror half of the clips. Leave off where left and right matter to the labels."""
-    pack: int = 0
+    pack: Natural = 0
     """Side in pixels to which the shorter side of every file is shrunk in a decoded cache; 0: no cache."""
-    max_bad: float = 0.5
+    max_bad: Share = 0.5
     """The run stops once more than this fraction of the corpus' files has proved unreadable."""
-    threads: int = 2
+    threads: Count = 2
     """Decoding threads of one process; the order of clips does not depend on it."""
-    workers: int = 0
+    workers: Natural = 0
     """Worker processes that decode; 0: threads of the training process alone. Unlike the number of threads, theirs
     belongs to the order of the clips, so a run cannot be resumed with another one."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Share of every batch, beside the other corpora of `mix`."""
-    frames: int = 0
+    frames: Natural = 0
     """Frames of a clip; 0: `model.frames`. Images are clips too: give them `model.tubelet`."""
-    size: int | tuple[int, int] = 0
+    size: Natural | tuple[Count, Count] = 0
     """Height and width of a clip; 0: `model.size`."""
 
     def __post_init__(self) -> None:
-        positive("corpus", self, "stride", "fps", "threads", "weight")
-        span("corpus.span", self.span, 0.01, 1.0)
-        span("corpus.crop_scale", self.crop_scale, 0.01, 1.0)
-        span("corpus.crop_aspect", self.crop_aspect, 0.1, 10.0)
-        require(self.longest >= 0, "corpus.longest", self.longest, "must not be negative; nearest: 0.0")
-        require(self.workers >= 0, "corpus.workers", self.workers, "must not be negative; nearest: 0")
-        require(self.pack >= 0, "corpus.pack", self.pack, "must be 0 (no cache) or a side in pixels; nearest: 0")
-        require(0 <= self.max_bad <= 1, "corpus.max_bad", self.max_bad, "must lie in [0, 1]")
+        check("corpus", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,18 +171,18 @@ class Target:
     """`ema`: a moving average of the learner (V-JEPA); `frozen`: the encoder as it was at step 0, or `start`'s (SALT);
     `own`: the learner's own latents of the whole clip, no gradient through them: give `learn.prior` some weight, or
     they collapse; `hog3d`: no latents but oriented energy in space and time (cora/nets/hog3d.py), for every level."""
-    order: Literal[1, 2] = 1
+    order: Annotated[Literal[1, 2], HOG3D] = 1
     """With `hog3d`: 1, which way brightness changes; 2, which way that energy changes: borders of what moves one way,
     onsets, turns."""
-    cells: tuple[int, ...] = (1, 2)
+    cells: Annotated[tuple[Count, ...], Entries((1,)), HOG3D, Only("order", 1)] = (1, 2)
     """Of order 1: histograms of so many cells along each side of a patch, one after the other."""
-    grain: int = 4
+    grain: Annotated[Count, HOG3D, Only("order", 2)] = 4
     """Of order 2: the side in pixels of what the maps of oriented energy have one number for."""
-    contrast: float = 0.42
+    contrast: Annotated[Positive, HOG3D] = 0.42
     """With `hog3d`: gradients far below it (0.42: 24 grey levels) keep how strong they are, those far above do not."""
-    blur: float = 2.0
+    blur: Annotated[Weight, HOG3D] = 2.0
     """With `hog3d`: standard deviation in pixels of the Gaussian through which a clip is seen; 0: as it is."""
-    start: str = ""
+    start: Annotated[str, Only("kind", "frozen")] = ""
     """Where a frozen teacher comes from: a run folder, exported weights, or a Hugging Face folder."""
     of: Literal["whole", "change", "both"] = "whole"
     """`whole`: every token's latents, layer-normed (V-JEPA), under `hog3d` each channel in the batch; `change`: what of
@@ -192,49 +190,44 @@ class Target:
     learned; `both` (hog3d alone): the one beside the other, each in half of the channels."""
     error: Literal["absolute", "smooth", "squared"] = "absolute"
     """`smooth`: squared within 1 of the target, absolute beyond (smooth L1)."""
-    momentum: tuple[float, float] = (0.99, 1.0)
+    momentum: Annotated[tuple[Share, Share], Rising(), Only("kind", "ema")] = (0.99, 1.0)
     """The moving average's momentum at the first and the last step, linear between them."""
 
     def __post_init__(self) -> None:
-        span("target.momentum", self.momentum, 0.0, 1.0)
-        positive("target", self, "contrast", "grain")
-        require(self.blur >= 0, "target.blur", self.blur, "must not be negative; nearest: 0.0")
+        check("target", self)
         require(self.of != "both" or self.kind == "hog3d", "target.of", self.of,
                 f"only hog3d has both, and target.kind = {self.kind!r}; nearest: 'change'")
-        require(bool(self.cells), "target.cells", self.cells, "must name a number of cells; nearest: (1,)")
-        require(not self.start or self.kind == "frozen", "target.start", self.start,
-                f"only a frozen teacher comes from elsewhere, and target.kind = {self.kind!r}; nearest: ''")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Infer:
     """How states settle before weights learn, under the rules that have inference."""
 
-    engine: Literal["native", "pcx"] = "native"
+    engine: Annotated[Literal["native", "pcx"], Only("learn.rule", *SETTLING)] = "native"
     """Who computes energies, settling and gradients: Cora, or PCX (`cora/pcx.py`; for rules that PCX has)."""
-    steps: int = 4
-    rate: float = 0.1
+    steps: Annotated[Count, Only("learn.rule", *STEPPED)] = 4
+    rate: Annotated[Positive, Only("learn.rule", *STEPPED)] = 0.1
 
     def __post_init__(self) -> None:
-        positive("infer", self, "steps", "rate")
+        check("infer", self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """How long, how often, from which seed."""
 
-    steps: int = 1000
-    batch: int = 32
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 500
-    keep: int = 2
+    steps: Count = 1000
+    batch: Count = 32
+    seed: Natural = 0
+    log_every: Count = 20
+    save_every: Count = 500
+    keep: Count = 2
     """Checkpoints kept: the newest so many."""
     start: str = ""
     """Where weights begin: a run folder, an exported or imported one, or a Hugging Face folder; empty: at random."""
 
     def __post_init__(self) -> None:
-        positive("run", self, "steps", "batch", "log_every", "save_every", "keep")
+        check("run", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +247,10 @@ class Pretrain:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
+        check("pretrain", self)
         require(self.learn.reach <= self.model.levels, "learn.reach", self.learn.reach,
                 f"must be at most model.levels; nearest: {self.model.levels}")
+        self._refuse_unread()
         if self.target.kind != "hog3d":
             return
         of = {"cells": self.target.cells} if self.target.order == 1 else {"grain": (self.target.grain,)}
@@ -267,6 +262,26 @@ class Pretrain:
         require(self.learn.rule != "dense", "learn.rule", self.learn.rule,
                 "predicts every level's own latents, and target.kind = 'hog3d' has none; nearest: 'local'")
 
+    def _refuse_unread(self) -> None:
+        """Refuses what other sections leave unread, where an annotation cannot say so."""
+        optim, momentum = self.optim, self.target.momentum
+        moving = self.target.kind == "ema" and momentum[0] != momentum[1]
+        require(optim.stretch == 1 or optim.schedule != "constant" or optim.weight_decay_end is not None or moving,
+                "optim.stretch", optim.stretch, "nothing changes over this run: optim.schedule is 'constant', and "
+                "neither weight decay nor the teacher's momentum moves; nearest: 1.0")
+        before, plain = [self._shaped(self.corpus)], Corpus()
+        for i, one in enumerate(self.mix):
+            alike = self._shaped(one) in before
+            for name, idle in (("max_bad", True), ("workers", alike), ("threads", alike and not one.pack)):
+                require(not idle or getattr(one, name) == getattr(plain, name), f"mix.{i}.{name}", getattr(one, name),
+                        f"corpora share that of the first {'' if name == 'max_bad' else 'with their shape of clips '}"
+                        f"alone; nearest: {getattr(plain, name)}")
+            before.append(self._shaped(one))
+
+    def _shaped(self, corpus: Corpus) -> Model:
+        """The model on the clips of this corpus."""
+        return replace(self.model, frames=corpus.frames or self.model.frames, size=corpus.size or self.model.size)
+
     def parts(self, devices: int = 1) -> tuple["Pretrain", ...]:
         """Returns the run cut by the shape of its clips: one config a shape, with its model, corpora and clips a batch.
 
@@ -275,8 +290,7 @@ class Pretrain:
         """
         shapes: dict[Model, list[Corpus]] = {}
         for one in (self.corpus, *self.mix):
-            model = replace(self.model, frames=one.frames or self.model.frames, size=one.size or self.model.size)
-            shapes.setdefault(model, []).append(one)
+            shapes.setdefault(self._shaped(one), []).append(one)
         units, spare = self.run.batch // devices, self.run.batch // devices - len(shapes)
         legal = f"a multiple of the {devices} devices, enough for {len(shapes)} shapes of clips"
         require(self.run.batch % devices == 0 and spare >= 0, "run.batch", self.run.batch,

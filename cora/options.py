@@ -2,12 +2,16 @@
 (cora/config.py)."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from cora.schema import fraction, positive, require, span
+from cora.meaning import Count, Entries, Fraction, Only, Positive, Range, Rising, Share, Weight
+from cora.schema import check, require
 
 Kind = Literal["short", "long", "tube", "random", "future"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Pair = tuple[Fraction, Fraction]
+Side = Annotated[float, Range(0.1, 10.0)]
+BLOCKS = Only("kinds", "short", "long")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,36 +22,30 @@ class Mask:
     shapes are static.
     """
 
-    kinds: tuple[Kind, ...] = ("short", "long")
+    kinds: Annotated[tuple[Kind, ...], Entries(("short",))] = ("short", "long")
     """Hidden are many small blocks (`short`), few large ones (`long`) or random places (`tube`), for the whole clip;
     `random` single tokens; all that comes later than `cut` (`future`). A kind may be named more than once."""
-    compat: Literal["uniform", "meta"] = "uniform"
+    compat: Annotated[Literal["uniform", "meta"], BLOCKS] = "uniform"
     """Which tokens of blocks are kept: random ones, or as Meta does the first ones, with one size of block a batch."""
-    short: tuple[float, float] = (0.25, 0.5)
-    long: tuple[float, float] = (0.1, 0.7)
-    tube: tuple[float, float] = (0.25, 0.75)
-    random: tuple[float, float] = (0.25, 0.75)
-    future: tuple[float, float] = (1.0, 1.0)
+    short: Annotated[Pair, Only("kinds", "short")] = (0.25, 0.5)
+    long: Annotated[Pair, Only("kinds", "long")] = (0.1, 0.7)
+    tube: Annotated[Pair, Only("kinds", "tube")] = (0.25, 0.75)
+    random: Annotated[Pair, Only("kinds", "random")] = (0.25, 0.75)
+    future: Annotated[Pair, Only("kinds", "future")] = (1.0, 1.0)
     """Of what lies before the cut, and of what lies after it."""
-    cut: float = 0.5
+    cut: Annotated[Fraction, Only("kinds", "future")] = 0.5
     """Fraction of the clip's time steps that a future mask lets see."""
-    short_blocks: int = 8
-    short_scale: float = 0.15
+    short_blocks: Annotated[Count, Only("kinds", "short")] = 8
+    short_scale: Annotated[Fraction, Only("kinds", "short")] = 0.15
     """Area of one short block as a fraction of the frame."""
-    long_blocks: int = 2
-    long_scale: float = 0.7
-    aspect: tuple[float, float] = (0.75, 1.5)
+    long_blocks: Annotated[Count, Only("kinds", "long")] = 2
+    long_scale: Annotated[Fraction, Only("kinds", "long")] = 0.7
+    aspect: Annotated[tuple[Side, Side], Rising(), BLOCKS] = (0.75, 1.5)
 
     def __post_init__(self) -> None:
-        positive("mask", self, "short_blocks", "long_blocks")
-        require(bool(self.kinds), "mask.kinds", self.kinds, "must name a kind; nearest: ('short',)")
-        span("mask.aspect", self.aspect, 0.1, 10.0)
-        for name in ("short_scale", "long_scale", "cut"):
-            fraction(f"mask.{name}", getattr(self, name))
+        check("mask", self)
         for name in KINDS:
             seen, asked = getattr(self, name)
-            fraction(f"mask.{name}", seen)
-            fraction(f"mask.{name}", asked)
             require(seen + asked <= 1 or name == "future", f"mask.{name}", (seen, asked),
                     f"must not sum to more than 1; nearest: {(seen, round(1 - seen, 6))}")
 
@@ -58,6 +56,10 @@ PRIOR = (*SCANNED, "backprop_last")
 """Rules under which latents may have a prior."""
 DIRECT = (*PRIOR, "dense")
 """Rules without inference."""
+STEPPED = ("pc", "strict", "epc", "fixed_pred", "accumulate", "mcpc")
+"""Rules whose inference takes `infer.steps` steps at `infer.rate`."""
+SETTLING = (*STEPPED, "pc_ode", "zil", "exact")
+"""Rules of predictive coding; the last three say themselves how they settle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,36 +74,32 @@ class Learn:
     `backprop_all`, `dense` (V-JEPA 2.1): controls, the last level's error, the sum of all levels' errors, or the error
     of one predictor of all levels' latents, differentiated from end to end. The others are predictive coding with
     inference: states settle under all levels' errors, then each level learns."""
-    reach: int = 1
+    reach: Count = 1
     """With rule `local`: an error teaches its own level and the encoder levels below it, so many in all; as many as
     there are levels is `backprop_all`. Memory grows with the reach, not with depth."""
     top_down: bool = False
     """Predictors also hear what the level above predicts of the hidden tokens (rules `local` and `backprop_all`)."""
-    seen: float = 0.0
+    seen: Weight = 0.0
     """Weight of the error on the tokens that are seen, whose targets a linear map reads off a level's latents, beside
     that on the hidden ones, which the predictor has to infer."""
-    prior: float = 0.0
+    prior: Weight = 0.0
     """Weight of the prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
-    prior_kind: Literal["sigreg", "vicreg"] = "sigreg"
+    prior_kind: Annotated[Literal["sigreg", "vicreg"], Only("prior")] = "sigreg"
     """`sigreg`: an isotropic Gaussian (LeJEPA); `vicreg`: each channel has a deviation of 1 or more and none repeats
     another (VICReg's variance and covariance, 25 to 1)."""
-    prior_of: Literal["tokens", "clips"] = "clips"
+    prior_of: Annotated[Literal["tokens", "clips"], Only("prior")] = "clips"
     """Whose distribution is held to the prior: every context token's latents, or their mean over a clip."""
-    slices: int = 256
+    slices: Annotated[Count, Only("prior"), Only("prior_kind", "sigreg")] = 256
     """Random directions, new ones every step, along which SIGReg looks."""
-    context: float = 0.5
+    context: Annotated[Weight, Only("rule", "dense")] = 0.5
     """With rule `dense`: weight of the error on the context tokens beside that on the hidden ones."""
-    context_ramp: tuple[float, float] = (1 / 9, 2 / 9)
+    context_ramp: Annotated[tuple[Share, Share], Rising(), Only("rule", "dense"), Only("context")] = (1 / 9, 2 / 9)
     """Fractions of the run between which that weight rises from 0 (V-JEPA 2.1: steps 15,000 to 30,000 of 135,000)."""
-    context_distance: bool = True
+    context_distance: Annotated[bool, Only("rule", "dense"), Only("context")] = True
     """Weigh a context token by 1 / sqrt(distance to the nearest hidden one)."""
 
     def __post_init__(self) -> None:
-        positive("learn", self, "slices", "reach")
-        for name in ("seen", "prior", "context"):
-            value = getattr(self, name)
-            require(value >= 0, f"learn.{name}", value, "must not be negative; nearest: 0.0")
-        span("learn.context_ramp", self.context_ramp, 0.0, 1.0)
+        check("learn", self)
         require(self.reach == 1 or (self.rule == "local" and not self.top_down), "learn.reach", self.reach,
                 f"is for learn.rule = 'local' without learn.top_down, not {self.rule!r}; nearest: 1")
         require(not self.top_down or self.rule in SCANNED, "learn.top_down", self.top_down,
@@ -117,6 +115,10 @@ class Learn:
         return 1 if self.rule in ("backprop_last", "dense") else None
 
 
+Below = Annotated[float, Range(0.0, 1.0, below=True)]
+WARMED = Only("schedule", "cosine", "constant")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     """Weight decay spares biases, scales and the mask tokens. The schedules are in cora/pc/schedules.py."""
@@ -128,31 +130,26 @@ class Optim:
     schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
     """Of the learning rate: `cosine` from `lr` to `lr_end` or `constant`, both after a warm-up from `lr_start`;
     `cooldown`: a line from `lr` to `lr_end`."""
-    lr: float = 1e-3
-    lr_start: float = 0.0
-    lr_end: float = 1e-5
-    warmup: float = 0.1
+    lr: Positive = 1e-3
+    lr_start: Annotated[Weight, WARMED, Only("warmup")] = 0.0
+    lr_end: Annotated[Weight, Only("schedule", "cosine", "cooldown")] = 1e-5
+    warmup: Annotated[float, Range(0.0, 1.0, below=True), WARMED] = 0.1
     """Fraction of the steps in which the learning rate rises."""
-    stretch: float = 1.0
+    stretch: Annotated[float, Range(1.0)] = 1.0
     """Schedules are laid out for so many times the steps, of which the last are never run (V-JEPA: 1.25)."""
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None
+    weight_decay: Weight = 0.05
+    weight_decay_end: Weight | None = None
     """At the last step, along a cosine; None: as at the first."""
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    clip: float = 0.0
+    b1: Below = 0.9
+    b2: Below = 0.95
+    eps: Positive = 1e-8
+    """Added to the denominator of Adam, and under `muon` also to the norm that a matrix' momentum is divided by."""
+    clip: Weight = 0.0
     """Largest norm of the gradient of all levels together, which one factor then shortens alike; 0: any."""
 
     def __post_init__(self) -> None:
-        positive("optim", self, "lr", "eps")
+        check("optim", self)
         for name in ("lr_start", "lr_end"):
-            require(0 <= getattr(self, name) <= self.lr, f"optim.{name}", getattr(self, name),
-                    f"must lie in [0, optim.lr = {self.lr}]")
-        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "must lie in [0, 1)")
-        require(self.stretch >= 1, "optim.stretch", self.stretch, "must be at least 1; nearest: 1.0")
-        for name in ("weight_decay", "weight_decay_end", "clip"):
-            require((getattr(self, name) or 0) >= 0, f"optim.{name}", getattr(self, name),
-                    "must not be negative; nearest: 0.0")
-        for name in ("b1", "b2"):
-            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must lie in [0, 1)")
+            value, read = getattr(self, name), name == "lr_start" or self.schedule != "constant"
+            require(value <= self.lr or not read, f"optim.{name}", value,
+                    f"must lie in [0, optim.lr = {self.lr}]; nearest: {self.lr}")

@@ -25,6 +25,7 @@ from cora.nets.hierarchy import build, latents
 from cora.pc import masks, schedules, settled
 from cora.pc.diagnose import health
 from cora.pc.learn import learn
+from cora.schema import guard
 from cora.store import checkpoint, record, weights
 from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
@@ -71,7 +72,7 @@ def optimiser(optim: config.Optim, steps: int) -> optax.GradientTransformation:
     rate = schedule(optim, steps)
     if optim.method == "muon":
         moving = muon(rate, weight_decay=decay, weight_decay_mask=_is_matrix, consistent_rms=0.2, adam_b1=optim.b1,
-                      adam_b2=optim.b2, muon_weight_dimension_numbers=_sides)
+                      adam_b2=optim.b2, eps=optim.eps, muon_weight_dimension_numbers=_sides)
     else:
         moving = optax.adamw(rate, optim.b1, optim.b2, optim.eps, weight_decay=decay, mask=_is_matrix)
     return optax.chain(optax.clip_by_global_norm(optim.clip), moving) if optim.clip else moving
@@ -125,13 +126,10 @@ def given(settings: config.Pretrain) -> tuple[Params | None, Encoder | None]:
 def engine(settings: config.Pretrain) -> Callable:
     """Returns what computes the gradient of rules that settle states; PCX is imported only where it is asked for.
 
-    Raises ConfigError where PCX is missing, or where nothing settles that it could compute.
+    Raises ConfigError where PCX is missing.
     """
     if settings.infer.engine == "native":
         return learn
-    if settings.learn.rule in config.DIRECT:
-        raise config.ConfigError(f"infer.engine = 'pcx' with learn.rule = {settings.learn.rule!r}: settles no states "
-                                 "that PCX could compute; nearest: learn.rule = 'pc'")
     try:
         from cora import pcx
     except ModuleNotFoundError as missing:
@@ -229,6 +227,7 @@ def loader(settings: config.Pretrain, workdir: Path, corpora: Corpora) -> grain.
     ]))
 
 
+@guard
 def fit(settings: config.Pretrain, workdir: Path, *, live: bool | Console = True) -> TrainState:
     """Trains until `run.steps` and returns the final state, resuming from `workdir` if it holds a checkpoint.
 

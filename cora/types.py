@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from cora.meaning import Count
+
 Key = PRNGKeyArray
 Tree = Mapping[str, Any]
 """Parameters of one flax module; where it stands for all levels, every leaf has a leading axis L."""
@@ -64,7 +66,7 @@ class Level(NamedTuple):
     """ρ(g_l, goal) of every sample: any loss that is differentiable in its first argument."""
     decode: Callable[[Theta, State, Context], State] | None = None
     """b_l: the prediction of z_{l-1} from z_l (generative and bidirectional hierarchies)."""
-    repeat: int = 1
+    repeat: Count = 1
 
 
 Hierarchy = tuple[Level, ...]

@@ -8,10 +8,13 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from PIL import Image
 
+from cora.meaning import Natural, Only
+from cora.schema import check
 from cora.video import events, synthetic
 
 
@@ -22,12 +25,15 @@ class Options:
     out: Path | None = None
     """Folder for the corpus; without it no clip is written."""
     plan: synthetic.Plan = field(default_factory=synthetic.Plan)
-    pairs: int = 0
+    pairs: Annotated[Natural, Only("out")] = 0
     """Pairs of events to write to OUT/events."""
     sheet: Path | None = None
     """PNG file: one clip of each motion, time from left to right."""
     event_sheet: Path | None = None
     """PNG file: one pair of each kind of event."""
+
+    def __post_init__(self) -> None:
+        check("options", self)
 
 
 def main(options: Options) -> None:

@@ -52,17 +52,22 @@ def labelled(variant: str) -> bool:
 def varied(recipe: config.Pretrain, variant: str) -> config.Pretrain:
     """Returns the recipe with a variant's rule and fields, `rule,section.field=value,...`. Raises ConfigError for a
     field that is not there."""
-    whole = json.loads(config.to_json(recipe))
+    whole: Any = json.loads(config.to_json(recipe))
     for word in re.split(",(?=[a-z])", variant):  # a list's commas are followed by numbers, quotes or brackets
         if word == LABELS:
             continue
         name, _, value = word.partition("=") if "=" in word else ("learn.rule", "", word)
-        section, _, field = name.partition(".")
-        require(section in whole, name, value, f"no such section; legal: {', '.join(whole)}")
+        *path, field = name.split(".")
+        section: Any = whole
+        for part in path:  # of a mix by number
+            known = [str(i) for i in range(len(section))] if isinstance(section, list) else list(section)
+            require(part in known, name, value, f"no such section as {part}; legal: {', '.join(known) or 'none'}")
+            section = section[int(part) if isinstance(section, list) else part]
+        require(bool(path) and isinstance(section, dict), name, value, "must be section.field=value, as optim.lr=0.003")
         try:
-            whole[section][field] = json.loads(value)
+            section[field] = json.loads(value)
         except json.JSONDecodeError:
-            whole[section][field] = value  # a word
+            section[field] = value  # a word
     return config.from_json(config.Pretrain, json.dumps(whole))
 
 

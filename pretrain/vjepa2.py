@@ -29,7 +29,7 @@ recipe = config.Pretrain(
     mask=config.Mask(kinds=("short", "long")),
     target=config.Target(kind="ema", of="whole", error="absolute", momentum=(momentum, momentum)),
     learn=config.Learn(rule="backprop_last"),
-    optim=config.Optim(schedule="constant", lr=lr, lr_start=lr / 5.25, lr_end=0.0, warmup=12_000 / 240_000,
+    optim=config.Optim(schedule="constant", lr=lr, lr_start=lr / 5.25, warmup=12_000 / 240_000,
                        weight_decay=0.04, b1=0.9, b2=0.999),
     corpus=config.Corpus(crop_scale=(0.3, 1.0), crop_aspect=(0.75, 1.35), flip=True, pack=80),
     run=config.Run(steps=STEPS, batch=BATCH, seed=239, save_every=600),

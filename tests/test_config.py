@@ -38,7 +38,7 @@ def test_an_impossible_value_is_refused_by_name(make, words):
 
 
 def test_json_round_trip():
-    settings = c.Pretrain(model=c.Model(levels=3), corpus=c.Corpus(span=(0.2, 0.4)), run=c.Run(seed=7))
+    settings = c.Pretrain(model=c.Model(levels=3), corpus=c.Corpus(sampling="span", span=(0.2, 0.4)), run=c.Run(seed=7))
     assert c.from_json(c.Pretrain, c.to_json(settings)) == settings
     assert json.loads(c.to_json(settings))["model"]["levels"] == 3
 

@@ -15,9 +15,10 @@ from cora.pc import masks
 
 GRID = (4, 10, 10)
 CLIPS = 1000
-CHOSEN = {"short": (0.25, 0.25), "short_scale": 0.06, "long": (0.15, 0.5), "cut": 0.5}
+CHOSEN = {"short": (0.25, 0.25), "short_scale": 0.06, "long": (0.15, 0.5)}
 """Blocks that leave room for the context on so small a grid."""
-ONE_BLOCK = {"kinds": ("long",), "long_blocks": 1, "long_scale": 0.25, "long": (0.15, 0.16), "compat": "meta"}
+ONE_BLOCK = {"kinds": ("long",), "short": (0.25, 0.5), "short_scale": 0.15, "long_blocks": 1,
+             "long_scale": 0.25, "long": (0.15, 0.16), "compat": "meta"}
 ORACLE = np.load(Path(__file__).parent / "oracles" / "masks.npz")
 draw = compiled(masks.sample, static_argnums=(1, 2))
 
@@ -52,7 +53,7 @@ def test_sizes_are_fixed_ids_sorted_and_sets_disjoint(drawn, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_counts_are_the_fractions_that_the_config_gives(drawn, name):
     kind = drawn[name][0]
-    seen, asked = (0.5, 0.5) if name == "future" else getattr(config.Mask(**CHOSEN), name)
+    seen, asked = (0.5, 0.5) if name == "future" else getattr(config.Mask(kinds=KINDS, **CHOSEN), name)
     assert (kind.context, kind.target) == (seen * 400, asked * 400)
 
 

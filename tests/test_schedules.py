@@ -43,12 +43,12 @@ def test_beyond_its_end_a_schedule_stays_there(name, end):
 
 
 @pytest.mark.parametrize(("name", "chosen"), [
-    ("cosine_lr", {"schedule": "cosine", "lr": 6.25e-4, "lr_start": 2e-4}),
-    ("constant_lr", {"schedule": "constant", "lr": 5.25e-4, "lr_start": 1e-4}),
-    ("cooldown_lr", {"schedule": "cooldown", "lr": 5.25e-4}),
+    ("cosine_lr", {"schedule": "cosine", "lr": 6.25e-4, "lr_start": 2e-4, "lr_end": 1e-6, "warmup": 120 / STEPS}),
+    ("constant_lr", {"schedule": "constant", "lr": 5.25e-4, "lr_start": 1e-4, "warmup": 120 / STEPS}),
+    ("cooldown_lr", {"schedule": "cooldown", "lr": 5.25e-4, "lr_end": 1e-6}),
 ])
 def test_a_config_names_its_schedule(name, chosen):
-    made = config.Optim(lr_end=1e-6, warmup=120 / STEPS, stretch=1.25, **chosen)
+    made = config.Optim(stretch=1.25, **chosen)
     trace = jax.jit(jax.vmap(train.schedule(made, STEPS)))(jnp.arange(STEPS))
     np.testing.assert_allclose(trace, ORACLE[name], rtol=2e-6, atol=1e-10)
 

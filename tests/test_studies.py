@@ -35,7 +35,9 @@ def test_a_variant_is_the_recipe_but_for_what_it_names():
     assert found.target.cells == (1,) and found.target.of == "both"
     back = f"local,target.cells={list(RECIPE.target.cells)},run.steps={RECIPE.run.steps},target.of={RECIPE.target.of}"
     assert compare.varied(found, back) == RECIPE
-    for wrong in ("local,runs.steps=7", "local,run.step=7"):
+    for wrong in ("local,runs.steps=7", "local,run.step=7", "locl", "local,optim.method=Muon", "local,run.steps=2.5",
+                  "local,learn.top_down=True", "local,infer.steps=2", "local,mix.0.fps=4", "local,optim.lr=NaN",
+                  "steps=3"):
         with pytest.raises(ConfigError):
             compare.varied(RECIPE, wrong)
 

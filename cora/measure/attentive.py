@@ -9,7 +9,7 @@ Source: V-JEPA 2 (arXiv 2506.09985), which reports the best of its grid on the v
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from cora.meaning import Count, Entries, Natural, Positive, Range, Weight
 from cora.measure.groups import judged, settle_split, training_folds
 from cora.measure.probe import Score
 from cora.measure.table import Table
 from cora.nets.pooler import Classifier, init
 from cora.nets.vit import apply
-from cora.schema import choice, positive, require
+from cora.schema import check, choice, guard
 from cora.types import Tree
 
 Setting = tuple[float, float]
@@ -35,32 +36,25 @@ CHUNK = 16
 class Recipe:
     """How the probe is made and trained: AdamW (decaying all parameters) on a cosine from the learning rate to 0."""
 
-    rates: tuple[float, ...] = (5e-3, 2e-3, 1e-3)
-    decays: tuple[float, ...] = (0.1,)
-    epochs: int = 60
+    rates: Annotated[tuple[Positive, ...], Entries((1e-3,))] = (5e-3, 2e-3, 1e-3)
+    decays: Annotated[tuple[Weight, ...], Entries((0.1,))] = (0.1,)
+    epochs: Count = 60
     """Passes over the clips, each time in one of their views."""
-    batch: int = 16
-    folds: int = 5
+    batch: Count = 16
+    folds: Count = 5
     """Parts of the training groups that are held out in turn to choose a setting, at most; 1: the first part alone."""
-    depth: int = 0
+    depth: Natural = 0
     """Self-attention layers before the query."""
-    heads: int = 0
+    heads: Natural = 0
     """0: as many as the encoder has, without which Hugging Face cannot load the probe."""
-    level: int = -1
+    level: Annotated[int, Range(-1)] = -1
     """Whose tokens are read; -1: the highest."""
     of: Literal["whole", "change", "placed"] = "placed"
     """Tokens told where they are (`features.waves`), as they are (V-JEPA; the only ones that Hugging Face can be given
     a probe of), or without their mean over time at the same place."""
 
     def __post_init__(self) -> None:
-        positive("attentive", self, "epochs", "batch", "folds")
-        for name in ("depth", "heads"):
-            value = getattr(self, name)
-            require(value >= 0, f"attentive.{name}", value, "must not be negative; nearest: 0")
-        require(len(self.rates) > 0 and min(self.rates) > 0, "attentive.rates", self.rates,
-                "must be above 0, one or more")
-        require(len(self.decays) > 0 and min(self.decays) >= 0, "attentive.decays", self.decays,
-                "must be one or more, none negative")
+        check("attentive", self)
 
     @property
     def grid(self) -> tuple[Setting, ...]:
@@ -75,6 +69,7 @@ RECIPES = {
 }
 
 
+@guard
 def recipe(name: str, **changes: Any) -> Recipe:
     """Returns the recipe of this name with every field of `changes` that is not None. Raises ConfigError for an unknown
     name or a value that cannot be meant."""

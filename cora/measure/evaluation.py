@@ -9,13 +9,14 @@ import numpy as np
 from rich.table import Table as Lines
 
 from cora import config
+from cora.meaning import Natural
 from cora.measure import attentive, features
 from cora.measure.groups import settle_split, training_folds
 from cora.measure.probe import METHODS, Method, Score
 from cora.measure.probe import beside as set_beside
 from cora.measure.probe import probe as compare
 from cora.measure.table import SPLITS, Table
-from cora.schema import choice, require
+from cora.schema import choice, guard, require
 from cora.store.probes import Probe, save_probe
 from cora.store.weights import Pretrained
 from cora.video import manifest
@@ -129,9 +130,10 @@ class Reading(NamedTuple):
         return self._replace(pooled=pooled, tokens=tokens)
 
 
+@guard
 def read(
     ckpt: Path, source: Path, *, methods: Sequence[Named], ledger: Path, against: Path | None = None,
-    plan: attentive.Recipe | None = None, views: int = VIEWS, beside: bool = True, seed: int = 0,
+    plan: attentive.Recipe | None = None, views: Natural = VIEWS, beside: bool = True, seed: Natural = 0,
 ) -> Reading:
     """Returns what `judge` needs of a checkpoint and a labelled corpus, every file decoded and encoded once; with
     `beside` False of the encoder (and `against`) alone.
@@ -142,7 +144,6 @@ def read(
     """
     for method in methods:
         choice("method", method, (*METHODS, ATTENTIVE))
-    require(views >= 0, "views", views, "must not be negative; nearest: 0")
     settings, readable = encoders(ckpt, against, beside)
     own = readable["trained"]
     step = own.record.get("step") if isinstance(own, Pretrained) else None

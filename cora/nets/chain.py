@@ -5,20 +5,25 @@ stand at the output; with `clamped=True` it is a level of its own instead, for a
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cora.meaning import Count, Entries, Positive
 from cora.nets import vit
 from cora.pc.energy import Trees
+from cora.schema import guard, multiple, require
 from cora.types import Context, Hierarchy, Key, Level, State, Theta
 
 Activation = Callable[[Array], Array]
 Loss = Callable[[Float[Array, "B D"], Array], Float[Array, " B"]]
 Parameterisation = Literal["sp", "ntp", "mupc"]
 Initialiser = Literal["lecun", "orthogonal", "xavier", "settled"]
+Sizes = Annotated[tuple[Count, ...], Entries((1, 1))]
+"""Units of every layer, the input's first and the output's last."""
+Kinds = Annotated[tuple[Count, ...], Entries((1,))]
 
 
 class Chain(NamedTuple):
@@ -45,6 +50,7 @@ def smooth_l1(guess: Float[Array, "B ..."], goal: Float[Array, "B ..."]) -> Floa
     return jnp.sum(each.reshape(guess.shape[0], -1), axis=1)
 
 
+@guard
 def factors(sizes: tuple[int, ...], parameterisation: Parameterisation, residual: bool) -> tuple[float, ...]:
     """Returns the forward factor a_l of every layer.
 
@@ -59,7 +65,8 @@ def factors(sizes: tuple[int, ...], parameterisation: Parameterisation, residual
     return (sizes[0] ** -0.5, *hidden, last)
 
 
-def draw(key: Key, outputs: int, inputs: int, how: Initialiser) -> Float[Array, "o i"]:
+@guard
+def draw(key: Key, outputs: Count, inputs: Count, how: Initialiser) -> Float[Array, "o i"]:
     """Returns the initial weights of a layer.
 
     lecun: variance 1/inputs. orthogonal. xavier: variance 2/(inputs + outputs). settled: variance such that f and its
@@ -72,8 +79,9 @@ def draw(key: Key, outputs: int, inputs: int, how: Initialiser) -> Float[Array, 
     return variance**0.5 * jax.random.normal(key, (outputs, inputs))
 
 
+@guard
 def mlp(
-    sizes: tuple[int, ...], act: Activation = jax.nn.relu, loss: Loss = squared, *,
+    sizes: Sizes, act: Activation = jax.nn.relu, loss: Loss = squared, *,
     parameterisation: Parameterisation = "sp", residual: bool = False, bias: bool = True, first_act: bool = False,
     order: Literal["before", "after"] = "before", init: Initialiser = "lecun", clamped: bool = False,
     decode: bool = False, prior: Literal["none", "zero", "learned"] = "none",
@@ -87,6 +95,8 @@ def mlp(
     An autoencoder is an mlp whose goal is its input. With a `prior` the mlp is generative: sizes[0] units are a latent,
     and one more level, underneath, predicts them from nothing: it reads its input's batch axis alone (any [B, _] does).
     """
+    require(len(sizes) > 2 or clamped, "mlp.sizes", sizes,
+            f"has no hidden layer, which clamped=True alone can lack; nearest: {(sizes[0], *sizes)}")
     depth, a = len(sizes) - 1, factors(sizes, parameterisation, residual)
     runs = _runs(sizes, depth if clamped else depth - 1)
 
@@ -152,9 +162,10 @@ def _runs(sizes: tuple[int, ...], levels: int) -> list[tuple[int, int]]:
     return runs
 
 
+@guard
 def cnn(
-    image: tuple[int, int, int], channels: tuple[int, ...], outputs: int, act: Activation = jax.nn.relu,
-    loss: Loss = squared, *, kernel: int = 3, stride: int = 2, init: Initialiser = "lecun",
+    image: tuple[Count, Count, Count], channels: Kinds, outputs: Count, act: Activation = jax.nn.relu,
+    loss: Loss = squared, *, kernel: Count = 3, stride: Count = 2, init: Initialiser = "lecun",
 ) -> Chain:
     """Returns a convolutional net on images [B, height, width, channels]: levels act(W * z + b), then a linear readout.
 
@@ -188,9 +199,10 @@ def cnn(
     return Chain((Level(convolve),) * (len(channels) - 1) + (top,), start)
 
 
+@guard
 def transformer(
-    tokens: int, inputs: int, width: int, heads: int, blocks: int, outputs: int, loss: Loss = squared, *,
-    mlp_ratio: float = 4.0, scaling: Literal["sp", "depth"] = "sp",
+    tokens: Count, inputs: Count, width: Count, heads: Count, blocks: Count, outputs: Count, loss: Loss = squared, *,
+    mlp_ratio: Positive = 4.0, scaling: Literal["sp", "depth"] = "sp",
 ) -> Chain:
     """Returns a pre-norm transformer on sequences [B, tokens, inputs]: an embedding, one level a block, a readout.
 
@@ -198,6 +210,7 @@ def transformer(
     the readout is linear in the mean over tokens of the normed top. `depth` scales every branch by s = 1/blocks and
     attention's logits by 1/d_head in place of 1/sqrt(d_head) (CompleteP, arXiv 2505.01618; JPC's transformer).
     """
+    multiple("transformer.width", width, heads, "heads")
     branch = 1 / blocks if scaling == "depth" else 1.0
     sharp = (width // heads) ** -0.5 if scaling == "depth" else 1.0
     hidden = int(width * mlp_ratio)

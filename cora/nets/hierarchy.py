@@ -15,6 +15,7 @@ from cora import config
 from cora.nets import hog3d, vit
 from cora.pc import regularise, targets
 from cora.pc.rules import levels_of
+from cora.schema import guard
 from cora.types import Encoder, Key, Level, Masks, Network, Params, Tree
 
 # ImageNet's channel statistics, which V-JEPA 2 and its Hugging Face processor use, scaled to pixels of 0 to 255.
@@ -22,6 +23,7 @@ MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
+@guard
 def build(
     model: config.Model, target: config.Target | None = None, learn: config.Learn | None = None
 ) -> Network:

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cora.meaning import Weight
+from cora.schema import check, require
 from cora.types import Activities, Context, Evidence, Hierarchy, Level, State, Theta
 
-Weights = float | tuple[float, ...]
+Weights = Weight | tuple[Weight, ...]
 Trees = tuple[Any, ...]
 """Parameters of a hierarchy (or their gradient): one entry a Level."""
 
@@ -33,12 +35,13 @@ class Energy:
     """β: of the decoders' errors."""
 
     def __post_init__(self) -> None:
-        for name in ("precision", "target", "reverse"):
+        check("energy", self)
+        for name, part in (("precision", "encode"), ("target", "readout"), ("reverse", "decode")):
             value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != self.depth:
-                raise ValueError(f"{name} = {value}: has {len(value)} entries; this hierarchy has {self.depth} levels")
-            if min(value if isinstance(value, tuple) else (value,)) < 0:
-                raise ValueError(f"{name} = {value}: must not be negative; nearest: 0.0")
+            require(not isinstance(value, tuple) or len(value) == self.depth, f"energy.{name}", value,
+                    f"must have an entry for each of this hierarchy's {self.depth} levels; nearest: 1.0")
+            require(value == 1.0 or any(getattr(level, part) is not None for level in self.hierarchy),
+                    f"energy.{name}", value, f"nothing reads it, as no level has a {part}; nearest: 1.0")
 
     @property
     def depth(self) -> int:

@@ -6,21 +6,26 @@ a gradient flow) and when to stop.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from cora.meaning import Natural, Only, Positive, Weight
 from cora.pc import energy as F
 from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
 from cora.pc.flow import flow
 from cora.pc.slope import aimed, aims, arrived, closing, missed, shorten, slopes, unclamped
+from cora.schema import check, require
 from cora.types import Activities, Evidence, Key, State
+
+PLAIN = optax.sgd(0.1)
+DESCENT, STATES, FLOW = Only("variable", "state", "error"), Only("variable", "state"), Only("variable", "flow")
 
 
 @dataclass(frozen=True)
@@ -30,42 +35,41 @@ class Inference:
     variable: Literal["none", "state", "error", "flow"] = "state"
     """`none`: the forward pass. `state`: descent on z. `error`: descent on e with z = f(z) + e (ePC). `flow`: the
     gradient flow of z, integrated to rest."""
-    steps: int = 20
-    optimiser: optax.GradientTransformation = field(default_factory=lambda: optax.sgd(0.1))
-    linearise: Literal["current", "forward"] = "current"
+    steps: Annotated[Natural, DESCENT] = 20
+    optimiser: Annotated[optax.GradientTransformation, DESCENT] = PLAIN
+    linearise: Annotated[Literal["current", "forward"], DESCENT] = "current"
     """Where f_l and its Jacobian are taken while states move; `forward` also takes the weights' derivatives there."""
-    noise: float = 0.0
+    noise: Annotated[Weight, DESCENT] = 0.0
     """Standard deviation of the noise added to a step; sqrt(2 rate) samples the posterior (MCPC)."""
-    precision: Callable[[Int[Array, ""]], Float[Array, " L"]] | None = None
+    precision: Annotated[Callable[[Int[Array, ""]], Float[Array, " L"]] | None, DESCENT] = None
     """π_l by step, in place of the energy's."""
-    stop: float = 0.0
+    stop: Annotated[Weight, DESCENT] = 0.0
     """Stop when the slope's norm has fallen below this fraction of its largest so far; 0 goes on to the last step."""
-    keep: Literal["last", "stale", "arrival"] = "last"
+    keep: Annotated[Literal["last", "stale", "arrival"], STATES, Only("forward_only", False)] = "last"
     """Which errors learning gets: those of the settled states; those from before the last step (Torch2PC); or
     each as it was when the output's error first arrived there (Z-IL)."""
-    shortcut: tuple[int, float] = (0, 0.0)
+    shortcut: Annotated[tuple[Natural, float], STATES, Only("forward_only", False)] = (0, 0.0)
     """(distance d, gain γ): a state also moves by γ times the error d levels above it, where their shapes agree: an
     extra error path in the manner of rec-LRA (arXiv 2002.03911). It follows no energy."""
-    forward_only: bool = False
+    forward_only: Annotated[bool, STATES] = False
     """Leave f_l out of the settling: it only starts the states, and learns from where they went (hybrid PC)."""
     wave: bool = False
     """Leave out levels while no error has reached them (wave.py). Same numbers, fewer products; only for an optimiser
     that leaves alone what has no slope, as plain and accelerated descents do and decay does not."""
-    duration: float = 20.0
+    duration: Annotated[Positive, FLOW] = 20.0
     """`flow`: the longest time to integrate."""
-    tolerance: float = 1e-3
+    tolerance: Annotated[Positive, FLOW] = 1e-3
     """`flow`: relative and absolute tolerance of the step-size controller and of the rest condition."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("noise", 0.0), ("stop", 0.0), ("duration", 0.0), ("tolerance", 0.0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)}: must not be below {least}; nearest: {least}")
-        if self.variable == "error" and (self.linearise == "forward" and self.steps != 1):
-            raise ValueError(f"linearise = 'forward' with steps = {self.steps}: errors leave the forward pass after "
-                             "one step; nearest: 1")
-        if self.wave and (self.noise or self.variable != "state"):
-            raise ValueError(f"wave = True with variable = {self.variable!r}, noise = {self.noise}: errors come level "
-                             "by level only where states descend without noise; nearest: False")
+        check("inference", self)
+        require(self.variable != "error" or self.linearise == "current" or self.steps == 1, "inference.steps",
+                self.steps, "errors leave the forward pass (linearise = 'forward') after one step; nearest: 1")
+        require(not self.wave or (self.variable == "state" and not self.noise), "inference.wave", self.wave,
+                f"with variable = {self.variable!r}, noise = {self.noise}: errors come level by level only where "
+                "states descend without noise; nearest: False")
+        require(bool(self.shortcut[0]) == bool(self.shortcut[1]), "inference.shortcut", self.shortcut,
+                "a distance or a gain of 0 leaves the other unread; nearest: (0, 0.0)")
 
     @property
     def reach(self) -> int:
@@ -264,9 +268,10 @@ def settle_and_learn(
 
     Raises ValueError for rules that do not descend on states at the current point.
     """
-    if rule.variable != "state" or rule.frozen:
-        raise ValueError(f"variable = {rule.variable!r}, linearise = {rule.linearise!r}: weights can learn while "
-                         "states settle only where states move at the current point; nearest: 'state', 'current'")
+    if rule.variable != "state" or rule.frozen or rule.keep != "last":
+        raise ValueError(f"variable = {rule.variable!r}, linearise = {rule.linearise!r}, keep = {rule.keep!r}: weights "
+                         "can learn while states settle only where states move at the current point, from the errors "
+                         "there; nearest: 'state', 'current', 'last'")
 
     def at(learned: Learned, z: Activities, errors: Activities, step: Int[Array, ""]) -> Learned:
         here = Settled(z, z, Errors(errors, slopes(energy, learned[0], z, evidence)))

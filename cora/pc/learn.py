@@ -9,17 +9,19 @@ so that no level's weights see another level's error, and backprop is the case w
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from cora.meaning import Count, Natural, Not, Only, Positive
 from cora.pc import energy as F
 from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
 from cora.pc.infer import Inference, Settled, Trace, settle, settle_and_learn, stands
+from cora.schema import check
 from cora.types import Activities, Evidence, Key, State
 
 
@@ -30,15 +32,18 @@ class Learning:
     when: Literal["settled", "every", "sum"] = "settled"
     """Once the states have settled; at every `period`-th step while they do (iPC, hybrid); or from the sum of the
     gradients of all steps (the Tutorial)."""
-    period: int = 1
-    after: int = 0
+    period: Annotated[Count, Only("when", "every")] = 1
+    after: Annotated[Natural, Only("when", "every")] = 0
     """`every`: steps before the first of these updates."""
-    nudge: float = 1.0
+    nudge: Annotated[float, Not(0.0, 0.01)] = 1.0
     """β: the goal is moved to g - β (g - t), g the forward pass' readout, and the gradient divided by β; negative: a
     repulsive nudge. Squared errors only."""
-    amplify: float = 1.0
+    amplify: Positive = 1.0
     """State errors are multiplied by this; 1 / min(1, rate steps) undoes the smallness of a few error steps (ePC), so
     that a level's gradient is as large as the readout's."""
+
+    def __post_init__(self) -> None:
+        check("learning", self)
 
 
 class Gradient(NamedTuple):

@@ -6,8 +6,10 @@ from typing import Any
 
 from optax import sgd
 
+from cora.meaning import Count, Natural, Positive
 from cora.pc.infer import Inference
 from cora.pc.learn import Learning, Rule
+from cora.schema import guard
 
 
 def _descent(steps: int, rate: float, **others: Any) -> Inference:
@@ -51,7 +53,8 @@ is backprop where the precision of the states is 1."""
 PRESETS["exact"] = PRESETS["bp"]
 
 
-def preset(name: str, depth: int, steps: int = 20, rate: float = 0.1) -> Rule:
+@guard
+def preset(name: str, depth: Count, steps: Natural = 20, rate: Positive = 0.1) -> Rule:
     """Returns the rule of this name for a hierarchy of `depth` levels; raises KeyError naming the nearest."""
     if name not in PRESETS:
         near = get_close_matches(name, PRESETS, 1, 0.0)[0]

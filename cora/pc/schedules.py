@@ -12,6 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from cora.meaning import Count, Natural, Positive, Share, Weight
+from cora.schema import guard
+
 Step = Int[Array, ""] | int
 Schedule = Callable[[Any], Float[Array, ""]]
 """As optax has it: step -> number."""
@@ -25,7 +28,8 @@ def _half_cosine(first: float, last: float, progress: Float[Array, ""]) -> Float
     return last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
 
 
-def warmup_constant(start: float, peak: float, warmup: int) -> Schedule:
+@guard
+def warmup_constant(start: Weight, peak: Weight, warmup: Natural) -> Schedule:
     """Returns a line from `start` to `peak` in `warmup` steps, and `peak` ever after."""
 
     def at(step: Step) -> Float[Array, ""]:
@@ -35,7 +39,8 @@ def warmup_constant(start: float, peak: float, warmup: int) -> Schedule:
     return at
 
 
-def warmup_cosine(start: float, peak: float, end: float, warmup: int, total: int) -> Schedule:
+@guard
+def warmup_cosine(start: Weight, peak: Weight, end: Weight, warmup: Natural, total: Count) -> Schedule:
     """Returns a line from `start` to `peak` in `warmup` steps, then half a cosine down to `end` at step `total`."""
     rise = warmup_constant(start, peak, warmup)
 
@@ -47,22 +52,26 @@ def warmup_cosine(start: float, peak: float, end: float, warmup: int, total: int
     return at
 
 
-def cooldown(peak: float, end: float, total: int) -> Schedule:
+@guard
+def cooldown(peak: Weight, end: Weight, total: Count) -> Schedule:
     """Returns a line from `peak` to `end` in `total` steps."""
     return lambda step: peak + (end - peak) * jnp.minimum(_next(step) / total, 1)
 
 
-def cosine(first: float, last: float, total: int) -> Schedule:
+@guard
+def cosine(first: Weight, last: Weight, total: Count) -> Schedule:
     """Returns half a cosine from `first` to `last`, up or down, in `total` steps."""
     return lambda step: _half_cosine(first, last, _next(step) / total)
 
 
-def linear(first: float, last: float, total: float) -> Schedule:
+@guard
+def linear(first: Weight, last: Weight, total: Positive) -> Schedule:
     """Returns a line from `first` at step 0 to `last` at step `total`, and `last` ever after."""
     return lambda step: first + (last - first) * jnp.minimum(jnp.asarray(step, float) / total, 1)
 
 
-def rescaled(lr: float, momentum: float, batch: float, steps: float) -> tuple[float, float]:
+@guard
+def rescaled(lr: Positive, momentum: Share, batch: Positive, steps: Positive) -> tuple[float, float]:
     """Returns a published learning rate and teacher's momentum for a smaller run of the same shape.
 
     `batch` and `steps` are published number over own number. With Adam the learning rate goes with the root of the

@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cora.meaning import Positive
+from cora.schema import guard
+
 Matrices = Sequence[Float[Array, "_ _"]]
 """W_1 … W_L, each [units of l, units of l-1]."""
-Precision = float | tuple[float, ...]
+Precision = Positive | tuple[Positive, ...]
 """π of every layer: one number, or one a layer with the output's last."""
 
 
@@ -37,6 +40,7 @@ def maps(weights: Matrices, residual: bool = False) -> tuple[Float[Array, "_ _"]
                  for i, w in enumerate(weights))
 
 
+@guard
 def rescaling(weights: Matrices, precision: Precision = 1.0, residual: bool = False) -> Float[Array, "d d"]:
     """Returns S = I/π_L + Σ_{l=2}^{L} P_l P_lᵀ / π_{l-1}: what the output's squared error is divided by, [d, d]."""
     layers, pi = maps(weights, residual), spread_out(precision, len(weights))
@@ -48,6 +52,7 @@ def rescaling(weights: Matrices, precision: Precision = 1.0, residual: bool = Fa
     return s
 
 
+@guard
 def equilibrium_energy(
     weights: Matrices, x: Float[Array, "B i"], y: Float[Array, "B d"], precision: Precision = 1.0,
     residual: bool = False,
@@ -60,6 +65,7 @@ def equilibrium_energy(
     return jnp.mean(jnp.sum(r * jnp.linalg.solve(rescaling(weights, precision, residual), r.T).T, axis=1)) / 2
 
 
+@guard
 def energy_gradient(
     weights: Matrices, x: Float[Array, "B i"], y: Float[Array, "B d"], precision: Precision = 1.0,
     residual: bool = False,
@@ -81,6 +87,7 @@ def blocks(
     return diagonal, right
 
 
+@guard
 def activity_hessian(weights: Matrices, precision: Precision = 1.0, residual: bool = False) -> Float[Array, "n n"]:
     """Returns H, the second derivative of one sample's F in its hidden states z_1 … z_{L-1} (n units in all)."""
     diagonal, right = blocks(weights, precision, residual)
@@ -96,6 +103,7 @@ def activity_hessian(weights: Matrices, precision: Precision = 1.0, residual: bo
     return jnp.block(rows)
 
 
+@guard
 def equilibrium_states(
     weights: Matrices, x: Float[Array, "B i"], y: Float[Array, "B d"], precision: Precision = 1.0,
     residual: bool = False,

@@ -19,7 +19,9 @@ from jaxtyping import Array, Float, UInt8
 from safetensors.numpy import load_file, save_file
 
 from cora import config
+from cora.meaning import Count
 from cora.nets.hierarchy import build, latents
+from cora.schema import guard
 from cora.store import checkpoint, hugging_face
 from cora.types import Encoder, Network, Params, Tree
 
@@ -185,7 +187,8 @@ def same(folder: Path, written: Mapping[str, np.ndarray], again: Mapping[str, np
     return worst
 
 
-def load(folder: Path | str, levels: int | None = None) -> Pretrained:
+@guard
+def load(folder: Path | str, levels: Count | None = None) -> Pretrained:
     """Returns the encoder of a folder that `save` wrote, or of a Hugging Face folder of a VJEPA2 (cut into `levels`).
 
     Raises WeightsError naming what is missing or misshapen.

@@ -19,13 +19,15 @@ from absl import flags
 from jaxtyping import Int, UInt8
 
 from cora.config import Corpus
+from cora.meaning import Count
+from cora.schema import guard
 from cora.video import codec, pack
 from cora.video.ledger import CorpusError, Ledger
 from cora.video.manifest import Manifest
 from cora.video.source import Opened, Source, files, resize, shrink, shrunk
 
 Video = UInt8[np.ndarray, "T H W 3"]
-Size = int | tuple[int, int]
+Size = Count | tuple[Count, Count]
 """Height and width of a clip in pixels; one number for a square."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom of a crop in pixels of the frame."""
@@ -97,7 +99,10 @@ def _batches(elements: grain.MapDataset, corpus: Corpus, batch: int) -> grain.It
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=corpus.workers))
 
 
-def views(path: Path | str, corpus: Corpus, *, frames: int, size: Size, count: int) -> UInt8[np.ndarray, "V T H W 3"]:
+@guard
+def views(
+    path: Path | str, corpus: Corpus, *, frames: Count, size: Size, count: Count
+) -> UInt8[np.ndarray, "V T H W 3"]:
     """Returns `count` clips of one file without chance: windows evenly spaced (one: the middle), the picture's centre.
 
     Frames are spaced as `corpus.sampling` says; under `span` every window is the whole file, read at another phase,

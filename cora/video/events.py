@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from cora.meaning import Count, Natural
+from cora.schema import guard
 from cora.video import codec, drawing, synthetic
 
 CLASSES = ("possible", "impossible")
@@ -153,14 +155,13 @@ def draw_pair(kind: str, seed: tuple[int, int]) -> Pair:
     return Pair(possible, impossible, event)
 
 
-def events(folder: Path, seed: int = 0, pairs: int = 24) -> Path:
+@guard
+def events(folder: Path, seed: Natural = 0, pairs: Count = 24) -> Path:
     """Writes `pairs` pairs of clips, the kinds of EVENTS in turn, and returns their manifest.csv, written last.
 
     Label 0 is possible, 1 impossible; `group` names the pair, `kind` the event, `event` the first frame in which
     the clips of the pair differ. All rows belong to the test split.
     """
-    if pairs < 1:
-        raise ValueError(f"pairs = {pairs}: must be at least 1")
     folder = Path(folder)
     manifest = folder / "manifest.csv"
     (folder / "clips").mkdir(parents=True, exist_ok=True)

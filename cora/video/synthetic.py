@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from cora.meaning import Count, Natural, Positive, Range
+from cora.schema import check, guard, require
 from cora.video import codec, drawing
 
 VERSION = 1
@@ -35,20 +37,16 @@ HELD_OUT = ("marble", "cells", "weave")
 class Plan:
     """How many clips of which shape; `train` and `test` are balanced over motions when 108 and 36 divide them."""
 
-    seed: int = 0
-    train: int = 540
-    test: int = 252
-    frames: int = 20
-    side: int = 80
-    fps: float = 12.0
+    seed: Natural = 0
+    train: Count = 540
+    test: Natural = 252
+    frames: Annotated[int, Range(2)] = 20
+    side: Annotated[int, Range(16, 128)] = 80
+    fps: Positive = 12.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("train", 1, None), ("test", 0, None), ("frames", 2, None), ("side", 16, 128)):
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise ValueError(f"{name} = {value}: must be at least {low}" + (f" and at most {high}" if high else ""))
-        if self.side % 2:
-            raise ValueError(f"side = {self.side}: H.264 needs an even side; nearest: {self.side + 1}")
+        check("plan", self)
+        require(self.side % 2 == 0, "plan.side", self.side, f"H.264 needs an even side; nearest: {self.side + 1}")
 
 
 # --------------------------------------------------------------------------------------------------- motions
@@ -197,12 +195,18 @@ def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     os.replace(part, path)
 
 
-def render(folder: Path, *, seed: int = 0, plan: Plan | None = None) -> Path:
+def _planned(seed: int, plan: Plan | None) -> Plan:
+    require(plan is None or seed == 0, "seed", seed, "is that of the default plan, and a plan is given; nearest: 0")
+    return plan or Plan(seed=seed)
+
+
+@guard
+def render(folder: Path, *, seed: Natural = 0, plan: Plan | None = None) -> Path:
     """Writes the corpus into `folder` and returns its manifest.csv; identity.csv labels the same clips by identity.
 
     The manifest is written last: a folder that has one is whole. `seed` is that of the default plan.
     """
-    plan = plan or Plan(seed=seed)
+    plan = _planned(seed, plan)
     folder = Path(folder)
     manifest = folder / "manifest.csv"
     (folder / "clips").mkdir(parents=True, exist_ok=True)
@@ -226,13 +230,14 @@ def render(folder: Path, *, seed: int = 0, plan: Plan | None = None) -> Path:
     return manifest
 
 
-def corpus(seed: int = 0, *, plan: Plan | None = None) -> Path:
+@guard
+def corpus(seed: Natural = 0, *, plan: Plan | None = None) -> Path:
     """Returns the manifest of the corpus in the user's cache, rendered on first use.
 
     The cache is `$XDG_CACHE_HOME/cora`, or `~/.cache/cora`. A folder appears there under its final name only when
     it is whole; what a killed render leaves behind carries another name.
     """
-    plan = plan or Plan(seed=seed)
+    plan = _planned(seed, plan)
     key = hashlib.sha256(repr((VERSION, astuple(plan))).encode()).hexdigest()[:12]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cora"
     final = home / f"synthetic-{key}"
