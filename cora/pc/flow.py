@@ -73,20 +73,22 @@ def flow(
     method = method(root_finder=diffrax.VeryChord(rtol=tolerance, atol=tolerance)) if implicit else method()
     controller: Any = diffrax.PIDController(rtol=tolerance, atol=tolerance)
     end = diffrax.SubSaveAt(t1=True, fn=lambda t, z, args: (z, row(t, z, args)))
-    along = [diffrax.SubSaveAt(ts=jnp.arange(records, dtype=dtype) * (duration / records), fn=row)] if records else []
+    times = jnp.arange(1, records, dtype=dtype) * (duration / max(records, 1))
+    along = [diffrax.SubSaveAt(ts=times, fn=row)] if records > 1 else []  # whose order diffrax checks by a callback
     found = diffrax.diffeqsolve(
         diffrax.ODETerm(field), method, t0=0.0, t1=duration, dt0=dt or None, y0=z,
         stepsize_controller=diffrax.ConstantStepSize() if dt else controller,
-        event=diffrax.Event(diffrax.steady_state_event(tolerance, tolerance, diffrax.rms_norm) if dt
-                            else diffrax.steady_state_event(tolerance, tolerance)),
+        event=diffrax.Event(diffrax.steady_state_event(tolerance, tolerance, controller.norm)),
         saveat=diffrax.SaveAt(subs=[end, *along]), max_steps=LONGEST, throw=False,
     )
-    (z, last), *rows = found.ys
+    start, ((z, last), *rows) = z, found.ys
     z = jax.tree.map(lambda x: x[-1], z)
-    for some in rows:  # what was not reached is infinite
-        reached = some[2] <= last[2]
-        last = jax.tree.map(lambda x, e, there=reached: jnp.concatenate(
-            [jnp.where(there.reshape(-1, *(1,) * (x.ndim - 1)), x, e), e]), some, last)
+    if records:
+        rows = [jax.tree.map(lambda x: x[None], row(0.0, start, None)), *rows]
+    for some in reversed(rows):  # what was not reached is infinite
+        there = some[2] <= last[2][-1]
+        last = jax.tree.map(lambda x, after, there=there: jnp.concatenate(
+            [jnp.where(there.reshape(-1, *(1,) * (x.ndim - 1)), x, after[-1:]), after]), some, last)
     path = Path(*last, ended=_ended(found.result))
     if not isinstance(path.ended, jax.core.Tracer) and int(path.ended) >= FAILED:
         raise ValueError(f"solver = {solver!r}, tolerance = {tolerance}, dt = {dt}: at time "

@@ -6,7 +6,7 @@ a gradient flow) and when to stop.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,13 +19,17 @@ from cora.meaning import Natural, Only, Positive, Weight
 from cora.pc import energy as F
 from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
-from cora.pc.flow import flow
+from cora.pc.flow import ENDS, LONGEST, flow
 from cora.pc.slope import aimed, aims, arrived, closing, missed, shorten, slopes, unclamped
 from cora.schema import check, require
 from cora.types import Activities, Evidence, Key, State
 
 PLAIN = optax.sgd(0.1)
 DESCENT, STATES, FLOW = Only("variable", "state", "error"), Only("variable", "state"), Only("variable", "flow")
+
+
+Solver = Literal["Euler", "Heun", "Midpoint", "Ralston", "Bosh3", "Tsit5", "Dopri5", "Dopri8",
+                 "ImplicitEuler", "Kvaerno3", "Kvaerno4", "Kvaerno5"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Inference:
     shortcut: Annotated[tuple[Natural, float], STATES, Only("forward_only", False)] = (0, 0.0)
     """(distance d, gain γ): a state also moves by γ times the error d levels above it, where their shapes agree: an
     extra error path in the manner of rec-LRA (arXiv 2002.03911). It follows no energy."""
-    forward_only: Annotated[bool, STATES] = False
+    forward_only: Annotated[bool, Only("variable", "state", "flow")] = False
     """Leave f_l out of the settling: it only starts the states, and learns from where they went (hybrid PC)."""
     wave: bool = False
     """Leave out levels while no error has reached them (wave.py). Same numbers, fewer products; only for an optimiser
@@ -60,6 +64,16 @@ class Inference:
     """`flow`: the longest time to integrate."""
     tolerance: Annotated[Positive, FLOW] = 1e-3
     """`flow`: relative and absolute tolerance of the step-size controller and of the rest condition."""
+    solver: Annotated[Solver, FLOW] = "Heun"
+    """`flow`: diffrax' solver of this name. Beware: the implicit ones (ImplicitEuler, Kvaerno) solve for the states of
+    a whole batch at once, by a dense matrix with a row for every unit of every sample."""
+    dt: Annotated[Weight, FLOW] = 0.0
+    """`flow`: a fixed step; 0: as long as the tolerance allows."""
+    time: Annotated[Literal["sample", "batch"], FLOW] = "sample"
+    """`flow`: dz/dt = -dF/dz of each sample's own F, or of the mean over the batch, whose time runs B times slower
+    (JPC's)."""
+    records: Annotated[Natural, FLOW] = 1
+    """`flow`: rows of the trace besides the last, evenly spaced over the duration from 0 on; after rest they repeat."""
 
     def __post_init__(self) -> None:
         check("inference", self)
@@ -68,6 +82,10 @@ class Inference:
         require(not self.wave or (self.variable == "state" and not self.noise), "inference.wave", self.wave,
                 f"with variable = {self.variable!r}, noise = {self.noise}: errors come level by level only where "
                 "states descend without noise; nearest: False")
+        require(self.solver != "Euler" or self.dt > 0, "inference.solver", self.solver,
+                "knows no error of its steps, so that dt must be set; nearest: 'Heun'")
+        require(self.dt * LONGEST >= self.duration or not self.dt, "inference.dt", self.dt,
+                f"makes more than {LONGEST} steps of duration = {self.duration}; nearest: {self.duration / LONGEST}")
         require(bool(self.shortcut[0]) == bool(self.shortcut[1]), "inference.shortcut", self.shortcut,
                 "a distance or a gain of 0 leaves the other unread; nearest: (0, 0.0)")
 
@@ -106,6 +124,15 @@ class Trace(NamedTuple):
     weights learn there."""
     residual: Float[Array, " K"]
     """Norm of the slope of F in the states (or errors), for the same rows."""
+    time: Float[Array, " K"] | None = None
+    """A flow's: when it was there."""
+    ended: Int[Array, ""] | None = None
+    """A flow's: how it ended, a place in `flow.ENDS`; from `flow.FAILED` on it has failed."""
+
+    @property
+    def words(self) -> str:
+        """How a flow ended, in words; to be asked outside compiled code."""
+        return "" if self.ended is None else ENDS[int(self.ended)]
 
 
 Learned = tuple[Trees, Any]
@@ -252,8 +279,14 @@ def settle(
             last = Trace(row[None], optax.tree.norm(g)[None])  # what nobody asks for is not compiled
             trace = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), trace, last)
     elif rule.variable == "flow":
-        z = seen = F.clamp(flow(energy, params, evidence, z, rule.duration, rule.tolerance), evidence)
-        errors = add(z, F.predict(energy, params, F.below(z, evidence.input), evidence.context), -1.0)
+        moving = replace(energy, precision=0.0) if rule.forward_only else energy
+        batch = jax.tree.leaves(z)[0].shape[1]
+        z, path = flow(
+            moving, params, evidence, z, duration=rule.duration, tolerance=rule.tolerance, solver=rule.solver,
+            dt=rule.dt, pace=1 / batch if rule.time == "batch" else 1.0, records=rule.records)
+        seen, trace = z, Trace(*path)
+        mu = ff if rule.forward_only else F.predict(energy, params, F.below(z, evidence.input), evidence.context)
+        errors = add(z, mu, -1.0)
     else:
         errors, seen = closing(evidence, ff), z
     inputs = F.clamp(ff, evidence) if rule.frozen else z
