@@ -7,6 +7,7 @@ a gradient flow) and when to stop.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -107,6 +108,20 @@ class Errors(NamedTuple):
     target: tuple[State, ...]
 
 
+class Start(NamedTuple):
+    """Where states begin, where that is not the forward pass: those of another settling, or any of one's own."""
+
+    z: Activities
+    moments: Any = None
+    """What the inference's optimiser remembers; None: nothing yet."""
+
+
+Begin = Start | Literal["forward", "normal", "zeros"]
+BEGINNINGS = ("forward", "normal", "zeros")
+NORMAL = 0.05
+"""Standard deviation of states that start `normal`, JPC's; for others give a `Start` of one's own draws."""
+
+
 class Settled(NamedTuple):
     """What inference hands to learning."""
 
@@ -114,6 +129,13 @@ class Settled(NamedTuple):
     inputs: Activities
     """The states at which the weights' derivatives are taken: z, or the forward pass."""
     errors: Errors
+    moments: Any = None
+    """The state of the inference's optimiser, if it has one."""
+
+    @property
+    def end(self) -> Start:
+        """Where another settling can go on."""
+        return Start(self.z, self.moments)
 
 
 class Trace(NamedTuple):
@@ -163,7 +185,7 @@ def state_slope(energy: Energy, rule: Inference, evidence: Evidence, ff: Activit
     start = cut(ff)
 
     def slope(params: Trees, z: Activities, memory: Memory, step: Array) -> tuple[Activities, Memory, Array]:
-        point = ff if rule.linearise == "forward" else z
+        point = F.clamp(ff, evidence) if rule.linearise == "forward" else z
         trees, x = cut(params), cut(point)
         mu, pull = jax.vjp(lambda x: F.predict(upper, trees, F.below(x, seen.input), seen.context), x)
         errors = add(cut(z), start, -1.0) if rule.linearise == "forward" else missed(x, mu, start)
@@ -217,8 +239,8 @@ def error_slope(energy: Energy, rule: Inference, evidence: Evidence) -> Callable
 def loop(
     stages: Stages, rule: Inference, learned: Learned, x: Activities, memory: Memory, key: Key | None = None,
     hook: Callable[[Learned, Activities, Activities, Int[Array, ""]], Learned] | None = None,
-    pin: Callable[[Activities], Activities] = lambda x: x,
-) -> tuple[Learned, Activities, Memory, Trace]:
+    pin: Callable[[Activities], Activities] = lambda x: x, moments: Any = None,
+) -> tuple[Learned, Activities, Memory, Any, Trace]:
     """Runs the one loop in which anything settles: slope, hook, step of the optimiser, noise, pin, stop.
 
     Each stage's slope takes the steps of its range.
@@ -243,34 +265,71 @@ def loop(
         x, moments = moved
         return (learned, x, memory, moments, largest, going), (row, size)
 
-    start: tuple = (learned, x, memory, rule.optimiser.init(x), jnp.zeros(()), jnp.array(True))
+    moments = rule.optimiser.init(x) if moments is None else moments
+    start: tuple = (learned, x, memory, moments, jnp.zeros(()), jnp.array(True))
     traces = []
     for steps, slope in stages:
         start, trace = jax.lax.scan(partial(body, slope), start, jnp.arange(steps.start, steps.stop))
         traces.append(Trace(*trace))
-    learned, x, memory, *_ = start
-    return learned, x, memory, jax.tree.map(lambda *rows: jnp.concatenate(rows), *traces)
+    learned, x, memory, moments, *_ = start
+    return learned, x, memory, moments, jax.tree.map(lambda *rows: jnp.concatenate(rows), *traces)
+
+
+def begin(rule: Inference, evidence: Evidence, ff: Activities, start: Begin, key: Key | None) -> Start:
+    """Returns where states begin, with what is held at its value; `ff` is the forward pass.
+
+    Raises ValueError for a start that the rule cannot use, or of other shapes than this batch's.
+    """
+    if isinstance(start, str) and start not in BEGINNINGS:
+        near = get_close_matches(start, BEGINNINGS, 1, 0.0)[0]
+        raise ValueError(f"start = {start!r}: must be one of {', '.join(BEGINNINGS)}, or a Start; nearest: {near!r}")
+    if start == "forward":
+        return Start(F.clamp(ff, evidence))
+    if rule.variable == "none" or rule.keep == "arrival" or (rule.variable == "error" and rule.frozen):
+        raise ValueError(f"start = {start if isinstance(start, str) else 'Start(...)'!r}: variable = {rule.variable!r} "
+                         f"with keep = {rule.keep!r}, linearise = {rule.linearise!r} goes from the forward pass alone; "
+                         "nearest: 'forward'")
+    moments = None
+    if isinstance(start, Start):
+        here, there = ([x.shape for x in jax.tree.leaves(z)] for z in (ff, start.z))
+        if here != there:
+            raise ValueError(f"start: value nodes of shapes {there}; this net and batch have {here}")
+        z, moments = start
+    elif start == "zeros":
+        z = jax.tree.map(jnp.zeros_like, ff)
+    else:
+        if key is None:
+            raise ValueError("start = 'normal': needs a key")
+        z = jax.tree.map(lambda x: NORMAL * x, optax.tree.random_like(jax.random.fold_in(key, 2**31), ff))
+    return Start(F.clamp(z, evidence), moments)
 
 
 def settle(
-    energy: Energy, params: Trees, evidence: Evidence, rule: Inference, key: Key | None = None
+    energy: Energy, params: Trees, evidence: Evidence, rule: Inference, key: Key | None = None, start: Begin = "forward"
 ) -> tuple[Settled, Trace]:
-    """Returns the states, errors and points of differentiation in which this rule ends; it always starts forward.
+    """Returns the states, errors and points of differentiation in which this rule ends.
 
-    `key` is needed where the rule adds noise.
+    States start at the forward pass, at zero, `normal` with a deviation of .05, or where a `Start` says, such as the
+    `end` of what was settled before: K steps and K more from there are 2K steps. `key` is needed where the rule adds
+    noise or the states start at random.
     """
     ff = F.forward(energy, params, evidence)
-    z, zero = F.clamp(ff, evidence), jax.tree.map(jnp.zeros_like, ff)
+    z, moments = begin(rule, evidence, ff, start, key)
+    rule = standing_start(rule, start)
+    zero = jax.tree.map(jnp.zeros_like, ff)
     memory, trace = Memory(zero, z), Trace(jnp.zeros((0, energy.depth)), jnp.zeros(0))
     if rule.variable == "error":
         stages: Stages = ((range(rule.steps), error_slope(energy, rule, evidence)),)
-        _, e, _, trace = loop(stages, rule, (params, None), zero, memory, key, pin=lambda e: unclamped(e, evidence))
+        first = zero if start == "forward" else unclamped(missing(energy, params, z, evidence), evidence)
+        _, e, _, moments, trace = loop(stages, rule, (params, None), first, memory, key,
+                                       pin=lambda e: unclamped(e, evidence), moments=moments)
         z = ff if rule.frozen else F.forward(energy, params, evidence, e)
         errors, z = add(e, closing(evidence, z)), F.clamp(z, evidence)
         seen = z
     elif rule.variable == "state":
         stages, slope = staged(energy, rule, evidence, ff)
-        _, z, memory, trace = loop(stages, rule, (params, None), z, memory, key, pin=lambda z: F.clamp(z, evidence))
+        _, z, memory, moments, trace = loop(stages, rule, (params, None), z, memory, key,
+                                            pin=lambda z: F.clamp(z, evidence), moments=moments)
         errors, seen = memory.errors, memory.before
         if rule.forward_only or (rule.linearise == "forward" and rule.keep == "last"):
             errors = add(z, ff, -1.0)
@@ -285,17 +344,41 @@ def settle(
             moving, params, evidence, z, duration=rule.duration, tolerance=rule.tolerance, solver=rule.solver,
             dt=rule.dt, pace=1 / batch if rule.time == "batch" else 1.0, records=rule.records)
         seen, trace = z, Trace(*path)
-        mu = ff if rule.forward_only else F.predict(energy, params, F.below(z, evidence.input), evidence.context)
-        errors = add(z, mu, -1.0)
+        errors = add(z, ff, -1.0) if rule.forward_only else missing(energy, params, z, evidence)
     else:
         errors, seen = closing(evidence, ff), z
     inputs = F.clamp(ff, evidence) if rule.frozen else z
     target = slopes(energy, params, inputs if rule.frozen else seen, evidence)
-    return Settled(z, inputs, Errors(errors, target)), trace
+    return Settled(z, inputs, Errors(errors, target), moments), trace
+
+
+def missing(energy: Energy, params: Trees, z: Activities, evidence: Evidence) -> Activities:
+    """Returns z_l - f_l(z_{l-1})."""
+    return add(z, F.predict(energy, params, F.below(z, evidence.input), evidence.context), -1.0)
+
+
+def standing_start(rule: Inference, start: Begin) -> Inference:
+    """Returns the rule without its wave where states do not start at the forward pass, and so none stand there."""
+    return rule if start == "forward" else replace(rule, wave=False)
+
+
+def predict(
+    energy: Energy, params: Trees, evidence: Evidence, rule: Inference | None = None, key: Key | None = None,
+    start: Begin = "forward",
+) -> State:
+    """Returns what the highest level reads out, [B, ...], or its value node where it reads nothing out: of the forward
+    pass, or of states that settle by `rule` under what else is known."""
+    if rule is None:
+        z = F.clamp(F.forward(energy, params, evidence), evidence)
+    else:
+        z = settle(energy, params, evidence, rule, key, start)[0].z
+    guess = F.read(energy, params, z, evidence.context)[-1]
+    return jax.tree.map(lambda x: x[-1], z[-1] if guess is None else guess)
 
 
 def settle_and_learn(
-    energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None
+    energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None,
+    start: Begin = "forward",
 ) -> tuple[Learned, Settled, Trace]:
     """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went.
 
@@ -311,8 +394,9 @@ def settle_and_learn(
         return hook(learned, here, step)
 
     ff = F.forward(energy, learned[0], evidence)
-    zero, z = jax.tree.map(jnp.zeros_like, ff), F.clamp(ff, evidence)
+    zero, (z, moments) = jax.tree.map(jnp.zeros_like, ff), begin(rule, evidence, ff, start, key)
     stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff)),)
-    learned, z, _, trace = loop(stages, rule, learned, z, Memory(zero, z), key, at, lambda z: F.clamp(z, evidence))
-    errors = add(z, F.predict(energy, learned[0], F.below(z, evidence.input), evidence.context), -1.0)
-    return learned, Settled(z, z, Errors(errors, slopes(energy, learned[0], z, evidence))), trace
+    learned, z, _, moments, trace = loop(stages, rule, learned, z, Memory(zero, z), key, at,
+                                         lambda z: F.clamp(z, evidence), moments)
+    errors = Errors(missing(energy, learned[0], z, evidence), slopes(energy, learned[0], z, evidence))
+    return learned, Settled(z, z, errors, moments), trace

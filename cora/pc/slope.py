@@ -13,6 +13,8 @@ from cora.types import Activities, Evidence, Hold, State
 
 def closing(evidence: Evidence, z: Activities) -> Activities:
     """Returns the error that a clamped top leaves at the highest level, and held values in theirs; zero elsewhere."""
+    if evidence.top is None and not evidence.held:
+        return jax.tree.map(jnp.zeros_like, z)
     return add(F.clamp(z, evidence), z, -1.0)
 
 

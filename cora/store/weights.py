@@ -108,7 +108,12 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns {dotted path: leaf} of a tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {".".join(str(getattr(key, "name", None) or key.key) for key in path): leaf for path, leaf in leaves}
+    return {".".join(_part(key) for key in path): leaf for path, leaf in leaves}
+
+
+def _part(key: Any) -> str:
+    """A field's or a dict's name, or the place in a tuple."""
+    return str(next(getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)))
 
 
 def named(encoder: Encoder, predictors: Tree | None) -> dict[str, np.ndarray]:
