@@ -158,7 +158,7 @@ def network(energy: Energy, params: Trees, evidence: Evidence, **vode: Any) -> V
     trees = map(jax.tree.structure, jax.eval_shape(lambda: F.forward(energy, params, evidence)))
     weights = zip(*(F.split(energy, w) for w in (energy.precision, energy.target, energy.reverse)), strict=True)
     if evidence.held:
-        raise ValueError("held: PCX freezes whole Vodes, not parts of them; nearest: Evidence(top=...), or engine native")
+        raise ValueError("evidence.held: PCX freezes whole Vodes, not parts of them; nearest: (), or cora.learn")
     goals, levels = evidence.goals or (None,) * len(params), []
     low = len(jax.tree.leaves(evidence.input))
     for level, stack, tree, goal, (pi, lam, beta) in zip(energy.hierarchy, params, trees, goals, weights, strict=True):

@@ -119,7 +119,7 @@ def test_a_generative_net_flows_to_its_posterior_mean():
 
 
 def test_a_flow_that_cannot_go_on_says_why(monkeypatch):
-    """In words, compiled or not, and in place of an error out of a callback; a tolerance too fine is refused at once."""
+    """In words, compiled or not, in place of an error out of a callback; a tolerance too fine is refused at once."""
     energy, params, evidence = problem()
     monkeypatch.setattr(flow, "LONGEST", 8)
     rule = Inference(variable="flow", tolerance=1e-9)
@@ -132,7 +132,7 @@ def test_a_flow_that_cannot_go_on_says_why(monkeypatch):
     single = jax.tree.map(lambda x: x.astype(jnp.float32), (params, evidence))
     with pytest.raises(ValueError, match=r"1e-09: float32 states resolve no less than 1e-06"):
         infer.settle(energy, *single, rule)
-    with pytest.raises(ValueError, match="solver = 'Euler'.*dt must be set"):
+    with pytest.raises(ValueError, match=r"solver = 'Euler'.*dt must be set"):
         Inference(variable="flow", solver="Euler")
-    with pytest.raises(ValueError, match="inference.dt = 1e-05: makes more than"):
+    with pytest.raises(ValueError, match=r"inference\.dt = 1e-05: makes more than"):
         Inference(variable="flow", dt=1e-5)

@@ -84,14 +84,20 @@ def test_states_start_at_zero_normal_or_anywhere():
     """No step is made: the errors are those of the states that were asked for."""
     hierarchy, params, evidence = network()
     energy, still = cora.Energy(hierarchy), Inference(steps=0)
-    zero = settle(energy, params, evidence, still, start="zeros")[0]
+
+    @compiled
+    def run(params):
+        drawn = settle(energy, params, evidence, still, jax.random.key(0), "normal")[0].z
+        return (settle(energy, params, evidence, still, start="zeros")[0], drawn,
+                settle(energy, params, evidence, still, start=cora.Start(drawn))[0].z)
+
+    zero, drawn, again = run(params)
     near(flat(zero.z), [jnp.zeros((8, 5))] * 4, 0.0)
     near(zero.errors.state[0][0], -(evidence.input @ params[0]["f"]["w"][0].T + params[0]["f"]["b"]))
     near(zero.errors.state[1], -jnp.broadcast_to(params[1]["f"]["b"][:, None], (2, 8, 5)))
-    drawn = settle(energy, params, evidence, still, jax.random.key(0), "normal")[0].z
     assert 0.04 < float(jnp.std(jnp.stack(flat(drawn)))) < 0.06
-    near(settle(energy, params, evidence, still, start=cora.Start(drawn))[0].z, drawn, 0.0)
-    with pytest.raises(ValueError, match="start = 'zero'.*nearest: 'zeros'"):
+    near(again, drawn, 0.0)
+    with pytest.raises(ValueError, match=r"start = 'zero'.*nearest: 'zeros'"):
         cora.predict(energy, params, evidence, still, start="zero")
     with pytest.raises(ValueError, match="needs a key"):
         settle(energy, params, evidence, still, start="normal")
@@ -100,7 +106,7 @@ def test_states_start_at_zero_normal_or_anywhere():
 
 
 def test_a_part_is_filled_in_with_its_conditional_mean():
-    """z ~ N(0, I), y = W z + noise: what is hidden of y settles at the Gaussian's mean given what is seen, and so does z.
+    """z ~ N(0, I), y = W z + noise: what is hidden of y settles at its mean given what is seen, and so does z.
 
     In the other direction a part of z is held and y is seen: the rest of z explains it.
     """
@@ -120,14 +126,31 @@ def test_a_part_is_filled_in_with_its_conditional_mean():
     for i in range(4):
         known = np.concatenate([np.zeros(3, bool), seen[i]])
         mean = joint[np.ix_(~known, known)] @ np.linalg.solve(joint[np.ix_(known, known)], y[i, seen[i]])
-        np.testing.assert_allclose(np.concatenate([found[0][0, i], found[1][0, i][~seen[i]]]), mean, atol=1e-8)
+        settled = np.concatenate([found[0][0, i], found[1][0, i][~seen[i]]])
+        np.testing.assert_allclose(settled, mean, atol=1e-8)
         np.testing.assert_array_equal(found[1][0, i][seen[i]], y[i, seen[i]])
 
     part = jnp.array([[[True, False, False]]])
-    evidence = Evidence(bare, top=jnp.array(y), held=(Hold(jnp.array(z)[None], jnp.broadcast_to(part, (1, 4, 3))), None))
+    evidence = Evidence(bare, top=jnp.array(y), held=(Hold(jnp.array(z)[None], part), None))
+    with pytest.raises(ValueError, match=r"value \(4, 3\) and float64 mask"):
+        cora.predict(energy, params, evidence._replace(held=(Hold(jnp.array(z)[None], jnp.ones((1, 4, 3))), None)))
     free = compiled(lambda p: settle(energy, p, evidence, rule)[0].z)(params)[0][0]
     wanted = np.linalg.solve(np.eye(2) + w[:, 1:].T @ w[:, 1:], w[:, 1:].T @ (y - z[:, :1] @ w[:, :1].T).T).T
     np.testing.assert_allclose(free, np.concatenate([z[:, :1], wanted], axis=1), atol=1e-8)
+
+
+def test_an_input_with_a_level_underneath_is_filled_in_from_above():
+    """Half of x and the output of y = W x are given: the other half is least squares, as its prior is flat."""
+    net = chain.under(chain.mlp((4, 3), lambda x: x, bias=False, clamped=True), (4,))
+    params, rng = net.init(jax.random.key(0)), np.random.default_rng(3)
+    w, x, y = np.array(params[1]["f"]["w"][0]), rng.normal(size=(5, 4)), rng.normal(size=(5, 3))
+    held = (Hold(jnp.array(x)[None], jnp.array([[[True, True, False, False]]])), None)
+    energy = cora.Energy(net.hierarchy, precision=(0.0, 1.0))
+    rule = Inference(steps=4000, optimiser=optax.sgd(0.1, momentum=0.9))
+    evidence = Evidence(jnp.zeros((5, 1)), top=jnp.array(y), held=held)
+    found = compiled(lambda p: settle(energy, p, evidence, rule)[0].z)(params)[0][0]
+    rest = np.linalg.lstsq(w[:, 2:], (y - x[:, :2] @ w[:, :2].T).T)[0].T
+    np.testing.assert_allclose(found, np.concatenate([x[:, :2], rest], axis=1), atol=1e-8)
 
 
 def test_a_memory_recalls_what_half_of_it_belongs_to():
@@ -151,7 +174,8 @@ def test_a_whole_level_that_is_held_is_the_input_of_those_above(which):
     x, v, y = (jax.random.normal(key, (5, n)) for key, n in zip(keys, (3, 4, 2), strict=True))
     energy, rule = cora.Energy(net.hierarchy), (RULES[which], Learning())
     goals = cora.stack(energy, (None, None, None, y))
-    full = Evidence(x, goals, held=cora.stack(energy, (None, *[Hold(v, jnp.ones((5, 4), bool)), Hold(v, v < -9)], None)))
+    whole, nothing = Hold(v, jnp.ones((5, 4), bool)), Hold(v, jnp.zeros((5, 4), bool))
+    full = Evidence(x, goals, held=cora.stack(energy, (None, whole, nothing, None)))
     gradient, found, _ = learner(energy, rule)(params, full)
     upper = cora.Energy((net.hierarchy[1]._replace(repeat=1), net.hierarchy[2]))
     own = (jax.tree.map(lambda w: w[1:], params[1]), params[2])
@@ -184,7 +208,7 @@ def test_predict_is_the_readout_the_top_or_what_settles():
 
 
 def test_stacks_hold_what_is_given_level_by_level():
-    hierarchy, params, _ = network()
+    hierarchy, _, _ = network()
     energy, rows = cora.Energy(hierarchy), [np.full((2, 3), i) for i in range(4)]
     whole = cora.stack(energy, rows)
     assert [part.shape for part in whole] == [(1, 2, 3), (2, 2, 3), (1, 2, 3)]
@@ -235,7 +259,7 @@ def test_dropout_is_a_level_told_a_key_and_one_energy_while_states_settle():
 
 
 def test_nets_come_back_as_they_were_saved(tmp_path):
-    hierarchy, params, _ = network()
+    _, params, _ = network()
     tx = optax.adam(1e-3)
     odd = {"half": jnp.arange(3, dtype=jnp.bfloat16), "none": None, "count": 3}
     learner = Learner((params, odd), tx.init((params, jnp.ones(2, jnp.float32))), cora.Start((jnp.ones((1, 2)),)))
@@ -252,5 +276,5 @@ def test_nets_come_back_as_they_were_saved(tmp_path):
         cora.restore(tmp_path / "params.safetensors", jax.tree.map(lambda x: x.astype(jnp.float32), params))
     with pytest.raises(ValueError, match="no such file"):
         cora.restore(tmp_path / "nothing.safetensors", params)
-    with pytest.raises(ValueError, match="key: .*is|key is"):
+    with pytest.raises(ValueError, match="no array of numbers"):
         cora.save(tmp_path / "key.safetensors", {"key": jax.random.key(0)})

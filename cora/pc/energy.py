@@ -118,6 +118,11 @@ def hold(z: State, held: Hold | None) -> State:
     """Returns the value nodes with the held ones at their value."""
     if held is None:
         return z
+    for x, value, mask in zip(*map(jax.tree.leaves, (z, held.value, held.mask)), strict=True):
+        fits = mask.ndim == x.ndim and all(n in (1, m) for n, m in zip(mask.shape, x.shape, strict=True))
+        if value.shape != x.shape or not fits or mask.dtype != bool:
+            raise ValueError(f"evidence.held: value {value.shape} and {mask.dtype} mask {mask.shape} for value nodes "
+                             f"{x.shape}; expected a value of that shape and a bool mask that broadcasts to it")
     return jax.tree.map(lambda x, value, mask: jnp.where(mask, value, x), z, held.value, held.mask)
 
 
@@ -126,8 +131,12 @@ def forward(
 ) -> Activities:
     """Returns z_l = f_l(z_{l-1}) + e_l from the input up; e = 0 where no errors are given.
 
-    What is held is so for the level above, but not in what is returned: `clamp` does that, of the top too. The map from errors to states is one to one and keeps volume. Source: Goemaere et al. (arXiv 2505.20137).
+    What is held is so for the level above, but not in what is returned: `clamp` does that, of the top too. The map
+    from errors to states is one to one and keeps volume. Source: Goemaere et al. (arXiv 2505.20137).
     """
+    if len(evidence.held) not in (0, len(energy.hierarchy)):
+        raise ValueError(f"evidence.held: {len(evidence.held)} entries; this hierarchy has {len(energy.hierarchy)} "
+                         "Levels, each of which needs one, None where nothing is held; `stack` takes one a level")
     z, x = [], evidence.input
     for i, (level, stack) in enumerate(zip(energy.hierarchy, params, strict=True)):
 

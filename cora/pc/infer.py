@@ -116,7 +116,7 @@ class Start(NamedTuple):
     """What the inference's optimiser remembers; None: nothing yet."""
 
 
-Begin = Start | Literal["forward", "normal", "zeros"]
+Begin = Start | str
 BEGINNINGS = ("forward", "normal", "zeros")
 NORMAL = 0.05
 """Standard deviation of states that start `normal`, JPC's; for others give a `Start` of one's own draws."""

@@ -10,7 +10,7 @@ so that no level's weights see another level's error, and backprop is the case w
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,15 @@ from cora.pc import energy as F
 from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
 from cora.pc.infer import (
-    Begin, Inference, Settled, Start, Trace, settle, settle_and_learn, standing_start, stands,
+    Begin,
+    Inference,
+    Settled,
+    Start,
+    Trace,
+    settle,
+    settle_and_learn,
+    standing_start,
+    stands,
 )
 from cora.schema import check
 from cora.types import Activities, Evidence, Key, State
@@ -157,7 +165,7 @@ class Learner(NamedTuple):
 
 def step(
     energy: Energy, learner: Learner, evidence: Evidence, rule: Rule, tx: optax.GradientTransformation,
-    key: Key | None = None, *, start: Begin | Literal["kept"] = "forward", share: Callable[[Any], Trees] | None = None,
+    key: Key | None = None, *, start: Begin = "forward", share: Callable[[Any], Trees] | None = None,
 ) -> tuple[Learner, Trace]:
     """Returns the learner after one batch under any rule, and how inference went.
 
@@ -172,9 +180,12 @@ def step(
     make = share or (lambda tree: tree)
     params, pull = jax.vjp(make, learner.params)
     first: Begin = start if start != "kept" else "forward" if learner.states is None else learner.states
+    def kept(after: Learner, settled: Settled) -> Learner:
+        return after._replace(states=settled.end if start == "kept" else learner.states)
+
     if learning.when != "every":
         found, settled, trace = learn(energy, params, evidence, rule, key, first)
-        return apply(learner, pull(found.params)[0], tx)._replace(states=settled.end if start == "kept" else learner.states), trace
+        return kept(apply(learner, pull(found.params)[0], tx), settled), trace
     evidence = nudged(energy, params, evidence, learning.nudge)
 
     def hook(learned: Any, here: Settled, count: Array) -> Any:
@@ -192,10 +203,10 @@ def step(
 
     (_, after), settled, trace = settle_and_learn(
         energy, (params, learner._replace(states=None)), evidence, inference, hook, key, first)
-    return after._replace(states=settled.end if start == "kept" else learner.states), trace
+    return kept(after, settled), trace
 
 
-def apply(learner: Learner, found: Trees, tx: optax.GradientTransformation) -> Learner:
+def apply(learner: Learner, found: Any, tx: optax.GradientTransformation) -> Learner:
     """Returns the learner moved by one step of its optimiser."""
     update, moments = tx.update(found, learner.optimiser, learner.params)
-    return learner._replace(params=cast(Trees, optax.apply_updates(learner.params, update)), optimiser=moments)
+    return learner._replace(params=optax.apply_updates(learner.params, update), optimiser=moments)

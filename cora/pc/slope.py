@@ -20,7 +20,7 @@ def closing(evidence: Evidence, z: Activities) -> Activities:
 
 def unclamped(x: Activities, evidence: Evidence) -> Activities:
     """Returns slopes or errors with nothing at a clamped top and where values are held."""
-    held = tuple(h and Hold(jax.tree.map(jnp.zeros_like, part), h.mask) for h, part in zip(evidence.held, x, strict=False))
+    held = tuple(own and Hold(jax.tree.map(jnp.zeros_like, own.value), own.mask) for own in evidence.held)
     top = None if evidence.top is None else jax.tree.map(jnp.zeros_like, evidence.top)
     return F.clamp(x, evidence._replace(held=held, top=top))
 

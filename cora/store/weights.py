@@ -82,7 +82,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, 
     """Writes named arrays and words about them as one safetensors file; it appears whole or not at all."""
     part = path.with_name(path.name + ".part")
     # Beware: safetensors writes the memory of an array as it lies there, and the shape as if it lay in order.
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, metadata=metadata)
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, part, metadata=metadata)
     part.chmod(0o644)  # safetensors leaves a file that its owner alone may read
     part.replace(path)
 
@@ -146,9 +146,12 @@ def template(model: config.Model, learn: config.Learn, predictors: bool = True) 
     return {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 
-def strict(head: str, wanted: Shapes, found: Shapes, first: str = "config says", second: str = "file has") -> None:
+def strict(
+    head: str, wanted: Mapping[str, tuple], found: Mapping[str, tuple], first: str = "config says",
+    second: str = "file has",
+) -> None:
     """Raises WeightsError that names every array in which the two differ."""
-    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+    wrong = sorted(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
     if wrong:
         lines = [f"  {name}: {first} {wanted.get(name)}, {second} {found.get(name)}" for name in wrong]
         raise WeightsError("\n".join([head, *lines]))
