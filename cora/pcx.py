@@ -202,7 +202,7 @@ def learn(
     errors = F.add(z, stacked(energy, model, lambda level: level.state("u")), -1.0)
     slopes = stacked(energy, model, lambda level: None if level.readout is None else level.readout.slope())
     last = rows[None], optax.tree.norm(free()(d_model["model"]))[None]
-    trace = Trace(*map(jnp.concatenate, zip(trace, last, strict=True)))
+    trace = Trace(*map(jnp.concatenate, zip((trace.energy, trace.residual), last, strict=True)))
     times = 1.0 / learning.nudge / jax.tree.leaves(z)[0].shape[1]
     return jax.tree.map(lambda g: times * g, found), Settled(z, z, Errors(errors, slopes)), trace
 

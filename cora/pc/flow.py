@@ -89,7 +89,7 @@ def flow(
         there = some[2] <= last[2][-1]
         last = jax.tree.map(lambda x, after, there=there: jnp.concatenate(
             [jnp.where(there.reshape(-1, *(1,) * (x.ndim - 1)), x, after[-1:]), after]), some, last)
-    path = Path(*last, ended=_ended(found.result))
+    path = Path(last[0], last[1], last[2], _ended(found.result))
     if not isinstance(path.ended, jax.core.Tracer) and int(path.ended) >= FAILED:
         raise ValueError(f"solver = {solver!r}, tolerance = {tolerance}, dt = {dt}: at time "
                          f"{float(path.time[-1]):.3g} of {duration:g} {ENDS[int(path.ended)]}")
@@ -100,4 +100,4 @@ def _ended(result: Any) -> Int[Array, ""]:
     """The place in ENDS of what diffrax reports."""
     known = (diffrax.RESULTS.successful, diffrax.RESULTS.event_occurred, diffrax.RESULTS.max_steps_reached,
              diffrax.RESULTS.dt_min_reached)
-    return jnp.select([jnp.asarray(result == one) for one in known], jnp.arange(len(known)), len(known))
+    return jnp.select([jnp.asarray(result == one) for one in known], list(range(len(known))), len(known))
