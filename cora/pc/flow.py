@@ -3,7 +3,7 @@
     dz_l/dt = -dF/dz_l           of every sample's own F: samples do not slow one another
     dz_l/dt = -dF/dz_l / B       with pace = 1/B: of the mean over the batch, JPC's time (its 20 is 20/B of the other)
 
-Held values stay. States rest where |dz/dt|, a root mean square over all units of the batch, is within the tolerance.
+Held values stay, as F puts them in their places first. States rest where |dz/dt|, a root mean square over all units of the batch, is within the tolerance.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int
 
 from cora.pc import energy as F
 from cora.pc.energy import Energy, Trees
-from cora.pc.slope import unclamped
 from cora.types import Activities, Evidence
 
 LONGEST = 16**4
@@ -61,7 +60,7 @@ def flow(
     def field(t: Any, z: Activities, args: Any) -> Activities:
         del t, args
         g = jax.grad(F.total, argnums=2)(energy, params, z, evidence)
-        return jax.tree.map(lambda x: -pace * x, unclamped(g, evidence))
+        return jax.tree.map(lambda x: -pace * x, g)
 
     def row(t: Any, z: Activities, args: Any) -> tuple[Array, Array, Array]:
         parts = F.terms(energy, params, z, evidence)
