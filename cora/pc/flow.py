@@ -3,7 +3,8 @@
     dz_l/dt = -dF/dz_l           of every sample's own F: samples do not slow one another
     dz_l/dt = -dF/dz_l / B       with pace = 1/B: of the mean over the batch, JPC's time (its 20 is 20/B of the other)
 
-Held values stay, as F puts them in their places first. States rest where |dz/dt|, a root mean square over all units of the batch, is within the tolerance.
+Held values stay, as F puts them in their places first. States rest where |dz/dt|, a root mean square over all units of
+the batch, is within the tolerance.
 """
 
 from typing import Any, NamedTuple
