@@ -16,6 +16,7 @@ from cora.config import Pretrain as Pretrain
 from cora.types import Encoder as Encoder
 from cora.types import Evidence as Evidence
 from cora.types import Hierarchy as Hierarchy
+from cora.types import Hold as Hold
 from cora.types import Level as Level
 from cora.types import Masks as Masks
 from cora.types import Network as Network
@@ -23,13 +24,19 @@ from cora.types import Params as Params
 
 if TYPE_CHECKING:
     from cora.pc.energy import Energy as Energy
+    from cora.pc.energy import stack as stack
+    from cora.pc.energy import unstack as unstack
     from cora.pc.infer import Inference as Inference
+    from cora.pc.infer import Start as Start
+    from cora.pc.infer import predict as predict
     from cora.pc.infer import settle as settle
     from cora.pc.learn import Learner as Learner
     from cora.pc.learn import Learning as Learning
     from cora.pc.learn import learn as learn
     from cora.pc.learn import step as step
     from cora.pc.presets import preset as preset
+    from cora.store.nets import restore as restore
+    from cora.store.nets import save as save
     from cora.store.weights import load as load
     from cora.train import fit as fit
     from cora.video.clips import views as views
@@ -37,10 +44,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _LATER = {
     "load": "cora.store.weights",
+    "restore": "cora.store.nets",
+    "save": "cora.store.nets",
     "fit": "cora.train",
     "views": "cora.video.clips",
     "Energy": "cora.pc.energy",
+    "stack": "cora.pc.energy",
+    "unstack": "cora.pc.energy",
     "Inference": "cora.pc.infer",
+    "Start": "cora.pc.infer",
+    "predict": "cora.pc.infer",
     "settle": "cora.pc.infer",
     "Learner": "cora.pc.learn",
     "Learning": "cora.pc.learn",

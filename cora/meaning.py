@@ -219,12 +219,14 @@ def _fields(kind: type, value: Any, default: Any) -> Meant:
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         return Meant(kind if default is NONE else default, f"must be {article} {kind.__name__}")
-    if not hasattr(kind, "_fields"):
+    defaults: dict[str, Any] | None = getattr(kind, "_field_defaults", None)
+    if defaults is None:
         return Meant(value)
+    one: Any = value
     for name, hint in hints(kind).items():
-        meant = nearest(hint, getattr(value, name), kind._field_defaults.get(name, NONE))
+        meant = nearest(hint, getattr(value, name), defaults.get(name, NONE))
         if meant.legal:
-            return Meant(value._replace(**{name: meant.value}), f"{name} = {getattr(value, name)!r} {meant.legal}")
+            return Meant(one._replace(**{name: meant.value}), f"{name} = {getattr(value, name)!r} {meant.legal}")
     return Meant(value)
 
 

@@ -157,6 +157,8 @@ def network(energy: Energy, params: Trees, evidence: Evidence, **vode: Any) -> V
     """
     trees = map(jax.tree.structure, jax.eval_shape(lambda: F.forward(energy, params, evidence)))
     weights = zip(*(F.split(energy, w) for w in (energy.precision, energy.target, energy.reverse)), strict=True)
+    if evidence.held:
+        raise ValueError("evidence.held: PCX freezes whole Vodes, not parts of them; nearest: (), or cora.learn")
     goals, levels = evidence.goals or (None,) * len(params), []
     low = len(jax.tree.leaves(evidence.input))
     for level, stack, tree, goal, (pi, lam, beta) in zip(energy.hierarchy, params, trees, goals, weights, strict=True):
@@ -200,7 +202,7 @@ def learn(
     errors = F.add(z, stacked(energy, model, lambda level: level.state("u")), -1.0)
     slopes = stacked(energy, model, lambda level: None if level.readout is None else level.readout.slope())
     last = rows[None], optax.tree.norm(free()(d_model["model"]))[None]
-    trace = Trace(*map(jnp.concatenate, zip(trace, last, strict=True)))
+    trace = Trace(*map(jnp.concatenate, zip((trace.energy, trace.residual), last, strict=True)))
     times = 1.0 / learning.nudge / jax.tree.leaves(z)[0].shape[1]
     return jax.tree.map(lambda g: times * g, found), Settled(z, z, Errors(errors, slopes)), trace
 

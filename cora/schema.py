@@ -56,9 +56,10 @@ def check(section: str, config: Any) -> None:
 
     An `Only` that names another section is looked at where that section is known: in the config that holds both.
     """
+    kind: Any = type(config)
     for field in dataclasses.fields(config):
         value: Any = getattr(config, field.name)
-        meant = allow(f"{section}.{field.name}", hints(type(config))[field.name], value, default_of(field))
+        meant = allow(f"{section}.{field.name}", hints(kind)[field.name], value, default_of(field))
         if meant is not value:
             object.__setattr__(config, field.name, meant)
     for field in dataclasses.fields(config):
@@ -77,8 +78,8 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def _read(section: str, config: Any, field: dataclasses.Field, whole: Any, *, inside: bool) -> None:
     """Requires a field that nothing reads, because of another one of `whole`, to stand at its default."""
-    default = default_of(field)
-    for mark in getattr(hints(type(config))[field.name], "__metadata__", ()):
+    default, kind = default_of(field), typing.cast(Any, type(config))
+    for mark in getattr(hints(kind)[field.name], "__metadata__", ()):
         if not isinstance(mark, Only) or ("." not in mark.field) != inside:
             continue
         chosen = functools.reduce(getattr, mark.field.split("."), whole)

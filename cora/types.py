@@ -75,6 +75,15 @@ Activities = tuple[State, ...]
 """Value nodes, errors or predictions: one entry a Level, every leaf [repeat, B, ...]."""
 
 
+class Hold(NamedTuple):
+    """What is held of a Level's value nodes while the rest settles."""
+
+    value: State
+    """[repeat, B, ...]: read where the mask is True."""
+    mask: State
+    """True where a unit is held; of the value's shape, or one that broadcasts to it."""
+
+
 class Evidence(NamedTuple):
     """What an energy is measured on: whatever of the hierarchy is clamped."""
 
@@ -85,6 +94,9 @@ class Evidence(NamedTuple):
     context: Context = None
     top: State = None
     """The highest value node where that is clamped, [B, ...]."""
+    held: tuple[Hold | None, ...] = ()
+    """One entry a Level: any of its value nodes, or part of them, clamped in addition to input and top. Empty: none.
+    An input is a value node, of which a part may be held, in a net with a level underneath (`chain.under`)."""
 
 
 class Sight(NamedTuple):

@@ -150,6 +150,20 @@ def _prior(theta: Theta, x: Float[Array, "B _"], units: int) -> Float[Array, "B 
     return jnp.broadcast_to(theta.get("mean", jnp.zeros(units, x.dtype)), (x.shape[0], units))
 
 
+@guard
+def under(net: Chain, shape: Kinds) -> Chain:
+    """Returns the net with one more level underneath, whose value node is the net's input [B, *shape], predicted zero.
+
+    So an input too settles, whole or where it is not held (`Evidence.held`); the lowest of the energy's precisions
+    weighs that prior, and 0 makes it flat. Of its own input the new level reads the batch axis alone.
+    """
+
+    def bottom(theta: Theta, x: Float[Array, "B _"], context: Context) -> Float[Array, "B ..."]:
+        return jnp.zeros((x.shape[0], *shape), x.dtype)
+
+    return Chain((Level(bottom), *net.hierarchy), lambda key: ({}, *net.init(key)))
+
+
 def _runs(sizes: tuple[int, ...], levels: int) -> list[tuple[int, int]]:
     """Where runs of equal layers begin and how long they are; the first and the last level stand alone."""
     runs: list[tuple[int, int]] = []

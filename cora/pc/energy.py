@@ -5,6 +5,7 @@
 Every term sees the parameters of one level. Squares are summed over a level's units, terms are kept per sample.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 
 from cora.meaning import Weight
 from cora.schema import check, require
-from cora.types import Activities, Context, Evidence, Hierarchy, Level, State, Theta
+from cora.types import Activities, Context, Evidence, Hierarchy, Hold, Level, State, Theta
 
 Weights = Weight | tuple[Weight, ...]
 Trees = tuple[Any, ...]
@@ -57,6 +58,33 @@ class Terms(NamedTuple):
     reverse: Float[Array, "L B"]
 
 
+def stack(energy: Energy, parts: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns what is given once a level, from the lowest up, as a hierarchy wants it: once a Level, [repeat, ...].
+
+    Goals, held values, states or parameters; None is for a level that has none. Raises ValueError for another number
+    of them, and for a run of equal levels that only in part have one.
+    """
+    if len(parts) != energy.depth:
+        raise ValueError(f"{len(parts)} entries for a hierarchy of {energy.depth} levels; expected one a level, None "
+                         "where there is nothing")
+    rest, whole = list(parts), []
+    for level in energy.hierarchy:
+        own, rest = rest[: level.repeat], rest[level.repeat :]
+        missing = [part is None for part in own]
+        if any(missing) and not all(missing):
+            first = len(parts) - len(rest) - level.repeat
+            raise ValueError(f"level {first + missing.index(True) + 1}: None, while others of levels {first + 1} to "
+                             f"{first + level.repeat}, one repeated Level, have an entry; expected all or none of them")
+        whole.append(None if missing[0] else jax.tree.map(lambda *leaves: jnp.stack(leaves), *own))
+    return tuple(whole)
+
+
+def unstack(energy: Energy, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns what a hierarchy holds once a Level, [repeat, ...], once a level: the inverse of `stack`."""
+    return tuple(jax.tree.map(lambda x, i=i: x[i], part)
+                 for level, part in zip(energy.hierarchy, parts, strict=True) for i in range(level.repeat))
+
+
 def split(energy: Energy, weights: Weights | Array) -> tuple[Float[Array, " _"], ...]:
     """Returns weights for all levels as one array [repeat] for each Level."""
     every = jnp.broadcast_to(jnp.asarray(weights, jnp.result_type(float)), (energy.depth,))
@@ -79,31 +107,48 @@ def add(a: Any, b: Any, times: float = 1.0) -> Any:
 
 
 def clamp(z: Activities, evidence: Evidence) -> Activities:
-    """Returns z with the highest value node at its clamped value, if it has one."""
+    """Returns z with what is held at its value, and the highest value node at its own if that is clamped."""
+    z = tuple(hold(part, held) for part, held in zip(z, evidence.held or (None,) * len(z), strict=True))
     if evidence.top is None:
         return z
     return (*z[:-1], jax.tree.map(lambda x, y: x.at[-1].set(y), z[-1], evidence.top))
 
 
+def hold(z: State, held: Hold | None) -> State:
+    """Returns the value nodes with the held ones at their value."""
+    if held is None:
+        return z
+    for x, value, mask in zip(*map(jax.tree.leaves, (z, held.value, held.mask)), strict=True):
+        fits = mask.ndim == x.ndim and all(n in (1, m) for n, m in zip(mask.shape, x.shape, strict=True))
+        if value.shape != x.shape or not fits or mask.dtype != bool:
+            raise ValueError(f"evidence.held: value {value.shape} and {mask.dtype} mask {mask.shape} for value nodes "
+                             f"{x.shape}; expected a value of that shape and a bool mask that broadcasts to it")
+    return jax.tree.map(lambda x, value, mask: jnp.where(mask, value, x), z, held.value, held.mask)
+
+
 def forward(
     energy: Energy, params: Trees, evidence: Evidence, errors: Activities | None = None
 ) -> Activities:
-    """Returns z_l = f_l(z_{l-1}) + e_l from the input up; e = 0 where no errors are given. The top is not clamped.
+    """Returns z_l = f_l(z_{l-1}) + e_l from the input up; e = 0 where no errors are given.
 
-    The map from errors to states is one to one and keeps volume. Source: Goemaere et al. (arXiv 2505.20137).
+    What is held is so for the level above, but not in what is returned: `clamp` does that, of the top too. The map
+    from errors to states is one to one and keeps volume. Source: Goemaere et al. (arXiv 2505.20137).
     """
+    if len(evidence.held) not in (0, len(energy.hierarchy)):
+        raise ValueError(f"evidence.held: {len(evidence.held)} entries; this hierarchy has {len(energy.hierarchy)} "
+                         "Levels, each of which needs one, None where nothing is held; `stack` takes one a level")
     z, x = [], evidence.input
     for i, (level, stack) in enumerate(zip(energy.hierarchy, params, strict=True)):
 
-        def climb(x: State, inner: tuple[Theta, State], level: Level = level) -> tuple[State, State]:
+        def climb(x: State, inner: tuple[Theta, State, Hold | None], level: Level = level) -> tuple[State, State]:
             x = level.encode(inner[0], x, evidence.context)
             x = x if inner[1] is None else add(x, inner[1])
-            return x, x
+            return hold(x, inner[2]), x
 
-        inner = stack, None if errors is None else errors[i]
+        inner = stack, None if errors is None else errors[i], evidence.held[i] if evidence.held else None
         if level.repeat == 1:  # what it puts out may be shaped unlike what it takes in
-            x, _ = climb(x, jax.tree.map(lambda leaf: leaf[0], inner))
-            z.append(jax.tree.map(lambda leaf: leaf[None], x))
+            x, own = climb(x, jax.tree.map(lambda leaf: leaf[0], inner))
+            z.append(jax.tree.map(lambda leaf: leaf[None], own))
         else:
             x, states = jax.lax.scan(climb, x, inner)
             z.append(states)

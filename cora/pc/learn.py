@@ -7,9 +7,10 @@ There is one gradient. With errors e and points of differentiation p (both from 
 so that no level's weights see another level's error, and backprop is the case where the errors are its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,17 @@ from cora.meaning import Count, Natural, Not, Only, Positive
 from cora.pc import energy as F
 from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
-from cora.pc.infer import Inference, Settled, Trace, settle, settle_and_learn, stands
+from cora.pc.infer import (
+    Begin,
+    Inference,
+    Settled,
+    Start,
+    Trace,
+    settle,
+    settle_and_learn,
+    standing_start,
+    stands,
+)
 from cora.schema import check
 from cora.types import Activities, Evidence, Key, State
 
@@ -99,9 +110,9 @@ def nudged(energy: Energy, params: Trees, evidence: Evidence, beta: float) -> Ev
 
 
 def learn(
-    energy: Energy, params: Trees, evidence: Evidence, rule: Rule, key: Key | None = None
+    energy: Energy, params: Trees, evidence: Evidence, rule: Rule, key: Key | None = None, start: Begin = "forward"
 ) -> tuple[Gradient, Settled, Trace]:
-    """Returns the gradient that this rule gives the weights, what inference ended in, and how.
+    """Returns the gradient that this rule gives the weights, what inference ended in, and how. `start` as in `settle`.
 
     Raises ValueError for rules that change the weights while states settle; `step` runs those.
     """
@@ -110,11 +121,11 @@ def learn(
         raise ValueError("when = 'every': such a rule has no one gradient; call step, or choose 'settled'")
     evidence = nudged(energy, params, evidence, learning.nudge)
     if learning.when == "sum":
-        found, settled, trace = summed(energy, params, evidence, rule, key)
+        found, settled, trace = summed(energy, params, evidence, rule, key, start)
     else:
-        settled, trace = settle(energy, params, evidence, inference, key)
+        settled, trace = settle(energy, params, evidence, inference, key, start)
         last = precision_at(inference, jnp.asarray(inference.steps))
-        stand = stands(energy, inference, evidence)
+        stand = stands(energy, standing_start(inference, start), evidence)
         found = gradient(energy, params, settled, evidence, last, learning.amplify, stand)
     return jax.tree.map(lambda g: g / learning.nudge, found), settled, trace
 
@@ -125,7 +136,7 @@ def precision_at(inference: Inference, step: Array) -> Array | None:
 
 
 def summed(
-    energy: Energy, params: Trees, evidence: Evidence, rule: Rule, key: Key | None
+    energy: Energy, params: Trees, evidence: Evidence, rule: Rule, key: Key | None, start: Begin
 ) -> tuple[Gradient, Settled, Trace]:
     """Returns the sum of the gradients at the states before each of the K steps, where inference ended, and how.
 
@@ -138,45 +149,65 @@ def summed(
         return learned[0], add(learned[1], found)
 
     zero = jax.tree.map(jnp.zeros_like, Gradient(params, evidence.input))
-    (_, found), settled, trace = settle_and_learn(energy, (params, zero), evidence, rule[0], hook, key, moving=False)
+    (_, found), settled, trace = settle_and_learn(energy, (params, zero), evidence, rule[0], hook, key, start)
     return found, settled, trace
 
 
 class Learner(NamedTuple):
     """What training carries from batch to batch."""
 
-    params: Trees
+    params: Any
+    """The hierarchy's, or with `share` what those are made of."""
     optimiser: optax.OptState
+    states: Start | None = None
+    """Where the last batch's value nodes ended, with `start="kept"`."""
 
 
 def step(
     energy: Energy, learner: Learner, evidence: Evidence, rule: Rule, tx: optax.GradientTransformation,
-    key: Key | None = None,
+    key: Key | None = None, *, start: Begin = "forward", share: Callable[[Any], Trees] | None = None,
 ) -> tuple[Learner, Trace]:
     """Returns the learner after one batch under any rule, and how inference went.
+
+    `start` as in `settle`; `kept`: where the last batch's states (and their optimiser's moments) ended, at first the
+    forward pass. With `share` the learner's parameters are any tree, of which it makes the hierarchy's: levels that
+    share weights are given the same ones (or one the transpose of another's), and these get the sum of the gradients.
 
     Rules that learn while states settle update with the gradient of the very energy by which the states move, both
     at once (iPC, arXiv 2212.00720).
     """
     inference, learning = rule
+    make = share or (lambda tree: tree)
+    params, pull = jax.vjp(make, learner.params)
+    first: Begin = start if start != "kept" else "forward" if learner.states is None else learner.states
+    def kept(after: Learner, settled: Settled) -> Learner:
+        return after._replace(states=settled.end if start == "kept" else learner.states)
+
     if learning.when != "every":
-        found, _, trace = learn(energy, learner.params, evidence, rule, key)
-        return apply(learner, found.params, tx), trace
-    evidence = nudged(energy, learner.params, evidence, learning.nudge)
+        found, settled, trace = learn(energy, params, evidence, rule, key, first)
+        return kept(apply(learner, pull(found.params)[0], tx), settled), trace
+    evidence = nudged(energy, params, evidence, learning.nudge)
 
     def hook(learned: Any, here: Settled, count: Array) -> Any:
         precision = precision_at(inference, count)
         found = gradient(energy, learned[0], here, evidence, precision, learning.amplify).params
         found = jax.tree.map(lambda g: g / learning.nudge, found)
         due = (count >= learning.after) & ((count - learning.after) % learning.period == 0)
-        return jax.lax.cond(due, lambda: tuple(apply(Learner(*learned), found, tx)), lambda: learned)
 
-    learned, _, trace = settle_and_learn(energy, tuple(learner), evidence, inference, hook, key,
-                                         moving=True)
-    return Learner(*learned), trace
+        def update() -> Any:
+            pull = jax.vjp(make, learned[1].params)[1]
+            after = apply(learned[1], pull(found)[0], tx)
+            return make(after.params), after
+
+        return jax.lax.cond(due, update, lambda: learned)
+
+    (_, after), settled, trace = settle_and_learn(
+        energy, (params, learner._replace(states=None)), evidence, inference, hook, key, first,
+        moving=True)
+    return kept(after, settled), trace
 
 
-def apply(learner: Learner, found: Trees, tx: optax.GradientTransformation) -> Learner:
+def apply(learner: Learner, found: Any, tx: optax.GradientTransformation) -> Learner:
     """Returns the learner moved by one step of its optimiser."""
     update, moments = tx.update(found, learner.optimiser, learner.params)
-    return Learner(cast(Trees, optax.apply_updates(learner.params, update)), moments)
+    return learner._replace(params=optax.apply_updates(learner.params, update), optimiser=moments)

@@ -7,23 +7,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cora.pc import energy as F
-from cora.pc.energy import Energy, Trees
-from cora.types import Activities, Evidence, State
+from cora.pc.energy import Energy, Trees, add
+from cora.types import Activities, Evidence, Hold, State
 
 
 def closing(evidence: Evidence, z: Activities) -> Activities:
-    """Returns the error that a clamped top leaves at the highest level, zero elsewhere."""
-    zero = jax.tree.map(jnp.zeros_like, z)
-    if evidence.top is None:
-        return zero
-    return (*zero[:-1], jax.tree.map(lambda o, x, y: o.at[-1].set(y - x[-1]), zero[-1], z[-1], evidence.top))
+    """Returns the error that a clamped top leaves at the highest level, and held values in theirs; zero elsewhere."""
+    if evidence.top is None and not evidence.held:
+        return jax.tree.map(jnp.zeros_like, z)
+    return add(F.clamp(z, evidence), z, -1.0)
 
 
 def unclamped(x: Activities, evidence: Evidence) -> Activities:
-    """Returns slopes or errors with nothing at a clamped top."""
-    if evidence.top is None:
-        return x
-    return (*x[:-1], jax.tree.map(lambda leaf: leaf.at[-1].set(0), x[-1]))
+    """Returns slopes or errors with nothing at a clamped top and where values are held."""
+    held = tuple(own and Hold(jax.tree.map(jnp.zeros_like, own.value), own.mask) for own in evidence.held)
+    top = None if evidence.top is None else jax.tree.map(jnp.zeros_like, evidence.top)
+    return F.clamp(x, evidence._replace(held=held, top=top))
 
 
 def missed(z: Activities, mu: Activities, ff: Activities) -> Activities:

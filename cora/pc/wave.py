@@ -22,12 +22,13 @@ GROWTH = 1.5
 def standing(energy: Energy, evidence: Evidence, reach: int, step: int) -> int:
     """Returns s_k at step k: of how many levels, from the lowest up, slope and error are still zero; below L.
 
-    s_0: a goal or decoder moves its own level first, a decoder also the one below, a clamped top those in its reach.
+    s_0: a goal or decoder moves its own level first, a decoder also the one below, what is held those in its reach.
     """
     tops = [energy.depth - 1] if evidence.top is None else [energy.depth - 1 - reach]
     low = 0
-    for level, goal in zip(energy.hierarchy, evidence.goals or (None,) * len(energy.hierarchy), strict=True):
-        tops += [low] * (goal is not None) + [low - 1] * (level.decode is not None)
+    none = (None,) * len(energy.hierarchy)
+    for level, goal, held in zip(energy.hierarchy, evidence.goals or none, evidence.held or none, strict=True):
+        tops += [low] * (goal is not None) + [low - 1] * (level.decode is not None) + [low - reach] * (held is not None)
         low += level.repeat
     return max(0, min(tops) - step * reach)
 
@@ -83,8 +84,8 @@ def above(energy: Energy, evidence: Evidence, z: Activities, stand: int) -> tupl
         left = max(0, left - level.repeat)
     weights = {name: value[stand:] for name in ("precision", "target", "reverse")
                if isinstance(value := getattr(energy, name), tuple)}
-    goals = cut(energy, evidence.goals, stand)
-    return replace(energy, hierarchy=tuple(levels), **weights), evidence._replace(input=below, goals=goals)
+    kept = {"goals": cut(energy, evidence.goals, stand), "held": cut(energy, evidence.held, stand)}
+    return replace(energy, hierarchy=tuple(levels), **weights), evidence._replace(input=below, **kept)
 
 
 def state_at(part: State, index: int) -> State:

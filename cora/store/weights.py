@@ -82,7 +82,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, 
     """Writes named arrays and words about them as one safetensors file; it appears whole or not at all."""
     part = path.with_name(path.name + ".part")
     # Beware: safetensors writes the memory of an array as it lies there, and the shape as if it lay in order.
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part, metadata=metadata)
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, part, metadata=metadata)
     part.chmod(0o644)  # safetensors leaves a file that its owner alone may read
     part.replace(path)
 
@@ -108,7 +108,12 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns {dotted path: leaf} of a tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {".".join(str(getattr(key, "name", None) or key.key) for key in path): leaf for path, leaf in leaves}
+    return {".".join(_part(key) for key in path): leaf for path, leaf in leaves}
+
+
+def _part(key: Any) -> str:
+    """A field's or a dict's name, or the place in a tuple."""
+    return str(next(getattr(key, kind) for kind in ("name", "key", "idx") if hasattr(key, kind)))
 
 
 def named(encoder: Encoder, predictors: Tree | None) -> dict[str, np.ndarray]:
@@ -141,9 +146,12 @@ def template(model: config.Model, learn: config.Learn, predictors: bool = True) 
     return {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 
-def strict(head: str, wanted: Shapes, found: Shapes, first: str = "config says", second: str = "file has") -> None:
+def strict(
+    head: str, wanted: Mapping[str, tuple], found: Mapping[str, tuple], first: str = "config says",
+    second: str = "file has",
+) -> None:
     """Raises WeightsError that names every array in which the two differ."""
-    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+    wrong = sorted(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
     if wrong:
         lines = [f"  {name}: {first} {wanted.get(name)}, {second} {found.get(name)}" for name in wrong]
         raise WeightsError("\n".join([head, *lines]))
