@@ -110,6 +110,8 @@ def case(request, float64):
     shapes = jax.eval_shape(init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.6), shapes)
     precision, target, reverse = (weight_of(rng, hierarchy) for _ in range(3))
+    target = target if any(level.readout for level in hierarchy) else 1.0  # weights that nothing reads are refused
+    reverse = reverse if any(level.decode for level in hierarchy) else 1.0
     return F.Energy(hierarchy, precision, target, reverse), params, Evidence(x, goals, context, top)
 
 
