@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import typing
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,14 @@ def test_difference_names_exactly_what_differs():
 def test_every_recipe_binds_a_config_and_is_in_the_table(path):
     assert isinstance(runpy.run_path(str(path))["recipe"], c.Pretrain)
     assert path.name in (ROOT / "pretrain" / "README.md").read_text()
+
+
+def test_readme_names_the_rules_that_a_run_takes_and_those_that_it_does_not():
+    """Against the annotation itself, and the presets that stand in no run."""
+    text = (ROOT / "README.md").read_text()
+    taken = set(typing.get_args(typing.get_type_hints(c.Learn)["rule"]))
+    table = text[text.index("| `--learn.rule` | gradient |") : text.index("## Predictive coding, complete")]
+    said, _, rest = table.partition("are for nets of your own alone")
+    refused = {"ipc", "hybrid", "nudged", "hpc", "bpc"}
+    assert all(f"`{rule}`" in said for rule in taken | refused), rest
+    assert not taken & refused
