@@ -11,7 +11,6 @@ Kind = Literal["short", "long", "tube", "random", "future"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Pair = tuple[Fraction, Fraction]
 Side = Annotated[float, Range(0.1, 10.0)]
-BLOCKS = Only("kinds", "short", "long")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,28 +18,28 @@ class Mask:
     """Which tokens of a clip are hidden, once for each of `kinds`; all of them share one pass of the teacher.
 
     A pair says which fractions of a clip's tokens are (seen, predicted): exactly so many, whatever was drawn, so that
-    shapes are static.
+    shapes are static. What is said of a kind that is not named waits until it is: a recipe may say how each is drawn.
     """
 
     kinds: Annotated[tuple[Kind, ...], Entries(("short",))] = ("short", "long")
     """Hidden are many small blocks (`short`), few large ones (`long`) or random places (`tube`), for the whole clip;
     `random` single tokens; all that comes later than `cut` (`future`). A kind may be named more than once."""
-    compat: Annotated[Literal["uniform", "meta"], BLOCKS] = "uniform"
+    compat: Literal["uniform", "meta"] = "uniform"
     """Which tokens of blocks are kept: random ones, or as Meta does the first ones, with one size of block a batch."""
-    short: Annotated[Pair, Only("kinds", "short")] = (0.25, 0.5)
-    long: Annotated[Pair, Only("kinds", "long")] = (0.1, 0.7)
-    tube: Annotated[Pair, Only("kinds", "tube")] = (0.25, 0.75)
-    random: Annotated[Pair, Only("kinds", "random")] = (0.25, 0.75)
-    future: Annotated[Pair, Only("kinds", "future")] = (1.0, 1.0)
+    short: Pair = (0.25, 0.5)
+    long: Pair = (0.1, 0.7)
+    tube: Pair = (0.25, 0.75)
+    random: Pair = (0.25, 0.75)
+    future: Pair = (1.0, 1.0)
     """Of what lies before the cut, and of what lies after it."""
-    cut: Annotated[Fraction, Only("kinds", "future")] = 0.5
+    cut: Fraction = 0.5
     """Fraction of the clip's time steps that a future mask lets see."""
-    short_blocks: Annotated[Count, Only("kinds", "short")] = 8
-    short_scale: Annotated[Fraction, Only("kinds", "short")] = 0.15
+    short_blocks: Count = 8
+    short_scale: Fraction = 0.15
     """Area of one short block as a fraction of the frame."""
-    long_blocks: Annotated[Count, Only("kinds", "long")] = 2
-    long_scale: Annotated[Fraction, Only("kinds", "long")] = 0.7
-    aspect: Annotated[tuple[Side, Side], Rising(), BLOCKS] = (0.75, 1.5)
+    long_blocks: Count = 2
+    long_scale: Fraction = 0.7
+    aspect: Annotated[tuple[Side, Side], Rising()] = (0.75, 1.5)
 
     def __post_init__(self) -> None:
         check("mask", self)

@@ -189,7 +189,7 @@ def test_another_config_in_the_same_folder_is_refused_by_field(run, corpus, caps
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "pretrain/synthetic.py", "--workdir", str(run), "--corpus.path", str(corpus),
                   "--corpus.max-bad", "0.5", "--run.steps", "6", *SMALL, "--optim.lr", "0.5"])
-    assert "optim.lr: 0.01 there, 0.5 now" in capsys.readouterr().err
+    assert "optim.lr: 0.015 there, 0.5 now" in capsys.readouterr().err
 
 
 def test_a_corpus_of_nothing_readable_stops_with_the_reason(tmp_path, capsys):

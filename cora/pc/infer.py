@@ -21,7 +21,7 @@ from cora.pc import energy as F
 from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
 from cora.pc.flow import ENDS, LONGEST, flow
-from cora.pc.slope import aimed, aims, arrived, closing, missed, shorten, slopes, unclamped
+from cora.pc.slope import aimed, aims, arrived, closing, missed, shorten, slopes, unclamped, unmoved
 from cora.schema import check, require
 from cora.types import Activities, Evidence, Key, State
 
@@ -176,12 +176,13 @@ class Memory(NamedTuple):
 
 
 def state_slope(
-    energy: Energy, rule: Inference, evidence: Evidence, ff: Activities, stand: int = 0, moving: bool = False,
+    energy: Energy, rule: Inference, evidence: Evidence, ff: Activities, stand: int = 0,
+    first: Trees | None = None,
 ) -> Callable:
     """Returns (params, z, memory, step) -> (slope of F in z, memory, energy of each level).
 
-    Nothing is computed in the lowest `stand` levels, which must still be at the forward pass `ff`. Where weights are
-    `moving` while states settle, `ff` is the forward pass of weights that are no more, and says nothing of errors.
+    Nothing is computed in the lowest `stand` levels, which must still be at the forward pass `ff`. Where weights learn
+    meanwhile, `first` are those of the forward pass; None: they are `params` at every step.
     """
     upper, seen = wave.above(energy, evidence, ff, stand)
     cut = partial(wave.cut, energy, stand=stand)
@@ -194,7 +195,7 @@ def state_slope(
         if rule.linearise == "forward":
             errors = add(cut(z), start, -1.0)
         else:
-            errors = add(x, mu, -1.0) if moving else missed(x, mu, start)
+            errors = missed(x, mu, start, None if first is None else unmoved(trees, cut(first)))
         precision = energy.precision if rule.precision is None else rule.precision(step)
         precision = jnp.concatenate(F.split(energy, 0.0 if rule.forward_only else precision))[stand:]
         weighed = scale(F.split(upper, precision), errors)
@@ -384,10 +385,9 @@ def predict(
 
 def settle_and_learn(
     energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None,
-    start: Begin = "forward", *, moving: bool = False,
+    start: Begin = "forward",
 ) -> tuple[Learned, Settled, Trace]:
-    """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went;
-    `moving` says whether it moves the weights by which states settle.
+    """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went.
 
     Raises ValueError for rules that do not descend on states at the current point.
     """
@@ -402,7 +402,7 @@ def settle_and_learn(
 
     ff = F.forward(energy, learned[0], evidence)
     zero, (z, moments) = jax.tree.map(jnp.zeros_like, ff), begin(rule, evidence, ff, start, key)
-    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff, moving=moving)),)
+    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff, first=learned[0])),)
     learned, z, _, moments, trace = loop(stages, rule, learned, z, Memory(zero, z), key, at,
                                          lambda z: F.clamp(z, evidence), moments)
     errors = Errors(missing(energy, learned[0], z, evidence), slopes(energy, learned[0], z, evidence))

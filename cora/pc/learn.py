@@ -202,8 +202,7 @@ def step(
         return jax.lax.cond(due, update, lambda: learned)
 
     (_, after), settled, trace = settle_and_learn(
-        energy, (params, learner._replace(states=None)), evidence, inference, hook, key, first,
-        moving=True)
+        energy, (params, learner._replace(states=None)), evidence, inference, hook, key, first)
     return kept(after, settled), trace
 
 

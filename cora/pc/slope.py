@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cora.pc import energy as F
 from cora.pc.energy import Energy, Trees, add
-from cora.types import Activities, Evidence, Hold, State
+from cora.types import Activities, Evidence, Hold, State, Theta
 
 
 def closing(evidence: Evidence, z: Activities) -> Activities:
@@ -25,12 +25,25 @@ def unclamped(x: Activities, evidence: Evidence) -> Activities:
     return F.clamp(x, evidence._replace(held=held, top=top))
 
 
-def missed(z: Activities, mu: Activities, ff: Activities) -> Activities:
-    """Returns z - mu, exactly zero in a sample whose z_l and z_{l-1} both still stand at the forward pass.
+def unmoved(params: Trees, first: Trees) -> tuple[Bool[Array, " _"], ...]:
+    """Returns of every level whether its weights are the very ones of `first`."""
+
+    def level(own: Theta, start: Theta) -> Bool[Array, " c"]:
+        same = [jnp.all((x == y).reshape(x.shape[0], -1), axis=1)
+                for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(start), strict=True)]
+        return jnp.all(jnp.stack(same), axis=0) if same else jnp.array([True])
+
+    return tuple(level(own, start) for own, start in zip(params, first, strict=True))
+
+
+def missed(
+    z: Activities, mu: Activities, ff: Activities, fixed: tuple[Bool[Array, " _"], ...] | None = None
+) -> Activities:
+    """Returns z - mu, exactly zero in a sample whose z_l and z_{l-1} both still stand at the forward pass, in levels
+    with the weights of that pass (`fixed`; None: all): weights that moved predict something else there.
 
     Beware: the forward pass and mu are compiled apart and may round apart. Without this a float32 network is never at
-    zero energy, and a few levels below the output rounding exceeds the signal. It holds for the weights of that forward
-    pass alone.
+    zero energy, and a few levels below the output rounding exceeds the signal.
     """
 
     def stays(own: State, start: State) -> Bool[Array, "c B"]:
@@ -40,6 +53,8 @@ def missed(z: Activities, mu: Activities, ff: Activities) -> Activities:
 
     still = tuple(stays(own, start) for own, start in zip(z, ff, strict=True))
     under = F.below(still, jnp.ones(still[0].shape[1], bool))
+    if fixed is not None:
+        under = tuple(low & rest[:, None] for low, rest in zip(under, fixed, strict=True))
 
     def one(rest: Bool[Array, "c B"], x: Array, m: Array) -> Array:
         return jnp.where(rest.reshape(*rest.shape, *(1,) * (x.ndim - 2)), 0, x - m)

@@ -313,8 +313,9 @@ def _read(path: Path, levels: int | None) -> tuple[config.Model, Encoder, Tree |
 
 
 def _require_model(path: Path | str, model: config.Model, wanted: config.Model, free: tuple[str, ...] = ()) -> None:
-    """Requires one model, but for how it is computed and fed, and what is named in `free`."""
-    free = ("frames", "size", "scaled_init", "dtype", "attention", "remat", *free)
+    """Requires one model, but for how it began, is computed and fed, and what is named in `free`."""
+    began = ("scaled_init", "predictor_near", "predictor_gaze", "predictor_tokens")
+    free = ("frames", "size", "dtype", "attention", "remat", *began, *free)
     differ = config.difference(replace(model, **{name: getattr(wanted, name) for name in free}), wanted)
     if differ:
         lines = [f"  model.{name}: {old!r} there, {new!r} wanted" for name, (old, new) in differ.items()]
