@@ -3,6 +3,7 @@
 Files hold pictures of one colour: red tells the file, green the frame, so a clip betrays where it was cut.
 """
 
+import csv
 import itertools
 import os
 import pickle
@@ -326,6 +327,29 @@ def test_the_ledger_counts_only_its_corpus_and_a_file_once_by_whatever_path(tmp_
     assert len(path.read_text().splitlines()) == 1 + 20 + 1
     with pytest.raises(CorpusError, match=r"2 of 10 files \(20%\)"):
         ledger.record(codec.VideoError(Path("b4.mp4"), "is empty"))
+
+
+def test_a_ledger_reads_what_it_wrote_once_however_many_files_are_bad(tmp_path, monkeypatch):
+    """Rows that are parsed grow with the files, not with their square; another ledger's rows are met all the same."""
+    files, parsed = [tmp_path / f"{i}.mp4" for i in range(200)], []
+    reader = csv.reader
+    monkeypatch.setattr("cora.video.ledger.csv.reader",
+                        lambda lines: (parsed.append(row) or row for row in reader(lines)))
+    one, other = (Ledger(tmp_path / "bad.csv", files, 1.0) for _ in range(2))
+    for i, file in enumerate(files):
+        (one if i % 2 else other).record(codec.VideoError(file, "is empty"))
+    for file in files:  # every one stands there, by whichever ledger
+        one.record(codec.VideoError(file, "is empty"))
+    assert len(one.bad) == 200 and len((tmp_path / "bad.csv").read_text().splitlines()) == 201
+    assert len(parsed) <= 3 * 200
+
+
+def test_a_name_with_a_carriage_return_comes_back_from_the_ledger(tmp_path):
+    odd = [tmp_path / name for name in ("a\rb.mp4", "c\nd.mp4", 'e",f.mp4', "plain.mp4")]
+    kept = Ledger(tmp_path / "bad.csv", odd, 1.0)
+    for path in odd:
+        kept.record(codec.VideoError(path, "is empty"))
+    assert Ledger(tmp_path / "bad.csv", odd, 1.0).bad == kept.bad == {str(path): "is empty" for path in odd}
 
 
 def test_a_ledger_of_relative_paths_is_understood(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from cora.video import codec
 
@@ -270,3 +271,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         with pytest.raises(ValueError, match=legal):
             codec.write(tmp_path / "a.mp4", video, fps)
     assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_name_like_a_pattern_is_the_name_of_one_file(tmp_path):
+    for name, grey in (("seq0.png", 20), ("seq1.png", 80), ("seq%d.png", 140)):
+        Image.fromarray(np.full((16, 16, 3), grey, np.uint8)).save(tmp_path / name)
+    assert codec.inspect(tmp_path / "seq%d.png").frames == 1
+    assert (codec.read(tmp_path / "seq%d.png", np.array([0])) == 140).all()

@@ -38,6 +38,8 @@ decord.logging.set_level(decord.logging.QUIET)
 
 SEEKABLE = ("mp4", "matroska")
 """Containers whose timestamps name frames; in every other the frames are counted from the first."""
+PLAIN = {"pattern_type": "none"}
+"""A path names one file: "%d" in the name of a picture stands for no series of them."""
 AT_ONCE = 2**26
 """Bytes of pictures in one block of a stream."""
 LATE = 16
@@ -151,7 +153,7 @@ def _opened(
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens the file and its film, the `track` if that is known; what PyAV or the disk has against it: VideoError."""
     try:
-        with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
+        with av.open(str(path.absolute()), options=PLAIN | (options or {}), metadata_errors="replace") as container:
             stream = container.streams[_film(path, container) if track is None else track]
             assert isinstance(stream, VideoStream)
             if stream.codec_context is None:
@@ -169,7 +171,7 @@ def _film(path: Path, container: InputContainer) -> int:
         raise VideoError(path, "has no video stream" + (" but a cover" if container.streams.video else ""))
     if len(tracks) == 1:
         return tracks[0].index
-    with av.open(str(path.absolute()), metadata_errors="replace") as other:
+    with av.open(str(path.absolute()), options=PLAIN, metadata_errors="replace") as other:
         pictures = Counter(packet.stream_index for packet in other.demux(
             [other.streams[track.index] for track in tracks]) if packet.size)
     best = container.streams.best("video")
