@@ -294,6 +294,7 @@ def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> Trai
     corpora = {one: corpus_of(one) for one in (settings.corpus, *settings.mix)}
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
     checkpoint.keep_clips(workdir, remembered(settings, corpora), resumed=not book.empty())
+    checkpoint.write_config(workdir, settings)  # not before it is known that the run can go on
     network, data = build(settings.model, settings.target, settings.learn), loader(settings, workdir, corpora)
     begin = given(settings) if book.empty() else (None, None)  # a resumed run needs what it started from no more
     state = jax.jit(partial(initialise, network, settings), out_shardings=whole)(*begin)
@@ -328,6 +329,8 @@ def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> Trai
                         save(i + 1)
                         raise Stopped(i + 1, asked[0])
             save(settings.run.steps)
+            if asked:  # also in the last step: whoever called is not to go on
+                raise Stopped(settings.run.steps, asked[0])
         except record.Diverged as error:
             raise record.Diverged(error.step, error.level, book.latest()) from None
     return state

@@ -91,11 +91,12 @@ def test_vicreg_rests_where_channels_vary_and_do_not_repeat_each_other():
 
 @pytest.mark.parametrize("of", ["tokens", "clips"])
 def test_a_prior_weighs_the_mean_over_masks_of_the_kind_that_was_named(of):
-    learn, key = config.Learn(prior=0.3, prior_of=of, slices=8), jax.random.key(0)
+    learn, key = config.Learn(prior=0.3, prior_of=of), jax.random.key(0)
     z = [jax.random.normal(jax.random.key(i), (5, 3 + i, 4)) for i in range(2)]
     flat = [x.reshape(-1, 4) if of == "tokens" else x.mean(1) for x in z]
     for kind, measure in (("sigreg", lambda x: regularise.sigreg(key, x, 8)), ("vicreg", regularise.vicreg)):
-        found = regularise.prior(replace(learn, prior_kind=kind))(key, z)
+        slices = 8 if kind == "sigreg" else learn.slices  # which nothing reads
+        found = regularise.prior(replace(learn, prior_kind=kind, slices=slices))(key, z)
         np.testing.assert_allclose(found, 0.3 * sum(map(measure, flat)) / 2, rtol=1e-6)
 
 
@@ -103,7 +104,8 @@ def test_a_prior_weighs_the_mean_over_masks_of_the_kind_that_was_named(of):
 @pytest.mark.parametrize("of", ["tokens", "clips"])
 def test_a_prior_stays_within_its_level(of, kind):
     """Moving an upper level's weights leaves lower gradients bit-identical; without weight nothing changes."""
-    learn = replace(LEARN["prior"], prior_of=of, prior_kind=kind)
+    slices = 8 if kind == "sigreg" else config.Learn().slices
+    learn = replace(LEARN["prior"], prior_of=of, prior_kind=kind, slices=slices)
     case = made(learn)
     gradient, error = run(learn, *case)
     without, same = run(LEARN["plain"], *made(LEARN["plain"]))

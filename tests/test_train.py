@@ -89,8 +89,9 @@ def test_a_finished_run_stays_as_it_is(corpus, straight):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_saves_its_step_and_resumes_to_the_same_bits(corpus, straight, tmp_path, monkeypatch, number):
-    """The signal comes between two steps, one before any checkpoint was due."""
-    at, tick = (1 if number == signal.SIGINT else 3), record.Clock.tick
+    """The signal comes between two steps, one before any checkpoint was due, one in the last step: the caller of a run
+    that is done is told of it too."""
+    at, tick = (1 if number == signal.SIGINT else 6), record.Clock.tick
     seen = []
 
     def ticked(self, clips):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
+from rich.box import SIMPLE
 from rich.table import Table as Lines
 
 from cora import config
@@ -233,20 +234,21 @@ def _predictor(ckpt: Path) -> tuple[Predictor, int | None]:
 
 
 def as_table(report: Mapping[str, Any]) -> Lines:
-    """Returns the report as a table for people: a row for each kind of mask and level."""
-    lines = Lines("hidden", "level", "left", "best guess leaves", "skill", "R² energies", "neighbours", "ceiling",
-                  "R² pixels", "neighbours", "ceiling")
+    """Returns the report as a table for people: a row for each kind of mask and level, in 80 columns."""
+    lines = Lines("hidden", "level", "left", "best guess", "skill", "R² energies", "R² pixels", box=SIMPLE,
+                  padding=(0, 1))
     lines.caption = (f"shares of variance on {report['n_test']} clips; guesses and maps fitted on {report['n_train']} "
-                     "others")
+                     "others; R²: off prediction/seen neighbours/targets")
     for name in (name for name in NAMES.values() if name in report):
         one = report[name]
         for level, share in enumerate(one["left"]):
             guess = min(one["trivial"], key=lambda g: one["trivial"][g][level])
-            facts = [text for what in ("energies", "pixels") for text in (
-                f"{one['readout_r2'][what]['predicted'][level]:.2f}", f"{one['readout_r2'][what]['neighbours']:.2f}",
-                f"{one['readout_r2'][what]['ceiling'][level]:.2f}")]
-            lines.add_row(name, str(level), f"{share:.3f}", f"{one['trivial'][guess][level]:.3f} ({guess})",
-                          f"{one['skill'][level]:+.3f}", *facts)
+            facts = [f"{r['predicted'][level]:.2f}/{r['neighbours']:.2f}/{r['ceiling'][level]:.2f}"
+                     for r in (one["readout_r2"][what] for what in ("energies", "pixels"))]
+            facts = [text.replace("0.", ".") for text in facts]
+            word = "ridge" if guess == "neighbours" else guess
+            lines.add_row(name, str(level), f"{share:.2f}", f"{one['trivial'][guess][level]:.2f} {word}",
+                          f"{one['skill'][level]:+.2f}", *facts)
     return lines
 
 

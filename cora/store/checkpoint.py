@@ -108,8 +108,15 @@ def claim(workdir: Path, wanted: config.Pretrain, extend: bool = False) -> None:
                 lines.append("to train this run for longer, give --extend: weights, optimiser and teacher go on, and "
                              "schedules follow the new number of steps from where the run stands")
             raise CheckpointError("\n".join([head, *lines]))
+        if extend:
+            return  # the number of steps is written once the run has been found able to go on
     workdir.mkdir(parents=True, exist_ok=True)
-    _put(file, config.to_json(wanted))
+    write_config(workdir, wanted)
+
+
+def write_config(workdir: Path, wanted: config.Pretrain) -> None:
+    """Writes the config to which a run folder belongs."""
+    _put(workdir / "config.json", config.to_json(wanted))
 
 
 def _put(file: Path, text: str) -> None:
