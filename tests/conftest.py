@@ -16,6 +16,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("cora", "beartype.beartype")
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -27,3 +29,12 @@ def pytest_collection_modifyitems(items):
     """Long files begin first, so that no worker is left with one when the others are done."""
     order = {f"test_{name}.py": rank for rank, name in enumerate(SLOW)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture
+def as_users_have_it():
+    """Without the checks of annotations that stand before everything here."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

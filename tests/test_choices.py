@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -32,16 +31,7 @@ from cora.pc.infer import Inference
 from cora.pc.learn import Learning
 from cora.train import optimiser
 
-
-@pytest.fixture(autouse=True)
-def as_users_have_it():
-    """Without the checks of annotations that `conftest.py` puts before everything."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 ROOT = Path(__file__).parent.parent
 DATA = {"Manifest", *(kind.__name__ for kind in (meaning.Range, meaning.Not, meaning.Entries, meaning.Rising,
                                                  meaning.Only))}

@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
         config.Pretrain(model=MODEL, target=config.Target(kind="hog3d", cells=(1, 3)))
     with pytest.raises(config.ConfigError, match=r"target\.grain = 3: must divide model\.patch = 8; nearest: 2"):
         config.Pretrain(model=MODEL, target=config.Target(kind="hog3d", order=2, grain=3))
-    with pytest.raises(config.ConfigError, match=r"target\.blur = -1.0: must not be negative; nearest: 0.0"):
+    with pytest.raises(config.ConfigError, match=r"target\.blur = -1.0: must be at least 0.0; nearest: 0.0"):
         config.Target(kind="hog3d", blur=-1.0)
     with pytest.raises(config.ConfigError, match=r"only hog3d has both, .* nearest: 'change'"):
         config.Target(of="both")

@@ -29,6 +29,7 @@ def corpus(tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("as_users_have_it")
 def test_a_variant_is_the_recipe_but_for_what_it_names():
     found = compare.varied(RECIPE, 'backprop_last,target.cells=[1],run.steps=7,target.of=both')
     assert found.learn.rule == "backprop_last" and found.run.steps == 7

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from cora.meaning import Count, Entries, Natural, Positive, Range, Weight
+from cora.meaning import Count, Entries, Natural, Positive, Weight
 from cora.measure.groups import judged, settle_split, training_folds
 from cora.measure.probe import Score
 from cora.measure.table import Table
@@ -47,7 +47,7 @@ class Recipe:
     """Self-attention layers before the query."""
     heads: Natural = 0
     """0: as many as the encoder has, without which Hugging Face cannot load the probe."""
-    level: Annotated[int, Range(-1)] = -1
+    level: int = -1
     """Whose tokens are read; -1: the highest."""
     of: Literal["whole", "change", "placed"] = "placed"
     """Tokens told where they are (`features.waves`), as they are (V-JEPA; the only ones that Hugging Face can be given
