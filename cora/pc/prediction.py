@@ -12,10 +12,12 @@ from cora.types import Encoder, Masks, Network, Params, Sight
 
 def targets(network: Network, teacher: Encoder, patches: Float[Array, "B N P"]) -> Float[Array, "l B N D"]:
     """Returns what every level is asked to predict, of all tokens; one level where all are asked the same."""
-    if network.fixed is not None:
-        return network.fixed(patches)[None]
+    fixed = None if network.fixed is None else network.fixed(patches)[None]
+    if fixed is not None and not network.below:
+        return fixed
     ids = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-    return jax.vmap(network.goal)(levels_of(network, teacher, network.embed(teacher.embed, patches), ids))
+    own = jax.vmap(network.goal)(levels_of(network, teacher, network.embed(teacher.embed, patches), ids))
+    return own if fixed is None else jnp.concatenate([fixed, own[:-1]])
 
 
 def predictions(
