@@ -269,6 +269,8 @@ class Pretrain:
         check("pretrain", self)
         require(self.learn.reach <= self.model.levels, "learn.reach", self.learn.reach,
                 f"must be at most model.levels; nearest: {self.model.levels}")
+        require(not self.learn.precision or self.target.error == "squared", "target.error", self.target.error,
+                "has no precision, and learn.precision = True; nearest: 'squared'")
         self._refuse_unread()
         if self.target.kind not in ("hog3d", "below"):
             return

@@ -129,6 +129,8 @@ class Network(NamedTuple):
     """g_l(tree, normed latents, masks, kind, above=None): what is read of the hidden tokens, [B, M, D]; `above` is what
     the next level predicts of them. Under rule `dense` one predictor for all levels' latents side by side, which
     returns (hidden, context): [B, M, L D] and [B, C, L D]."""
+    foresee: Callable[..., tuple[Float[Array, "B M D"], Float[Array, "B M"]]]
+    """(what `predict` returns, the log precision of every hidden token): how sure it is, 0 where it does not say."""
     beside: Callable[[Tree, Float[Array, "B C D"]], Float[Array, "B C D"]] | None
     """What is read of the seen tokens off their normed latents, by a part of the predictor's tree; None: nothing."""
     prior: Callable[[Key, list[Float[Array, "B _ D"]]], Float[Array, ""]] | None

@@ -55,6 +55,22 @@ def error(target: config.Target) -> Error:
     return lambda predicted, goal: jnp.mean(penalty(goal - predicted), axis=(1, 2))
 
 
+SUREST = 6.0
+"""A log precision stays between this and its negative."""
+
+
+def log_precision(said: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns s, a predictor's own word on how sure it is, within bounds."""
+    return SUREST * jnp.tanh(said / SUREST)
+
+
+def weighed(predicted: Float[Array, "B M _"], goal: Float[Array, "B M D"]) -> Float[Array, " B"]:
+    """Returns every clip's mean over tokens and channels of (e^s (t - g)² - s) / 2, a Gaussian's energy but for a
+    constant, where the last channel predicted says s, one log precision a token."""
+    gap, s = jnp.mean(jnp.square(goal - predicted[..., :-1]), axis=-1), log_precision(predicted[..., -1])
+    return jnp.mean(jnp.exp(s) * gap - s, axis=1) / 2
+
+
 def of(target: config.Target, frames: int) -> Goal:
     """Returns the goal that the config names."""
     return change(frames) if target.of == "change" else layer_norm
