@@ -197,7 +197,7 @@ def read(ckpt: Path, source: Path, ledger: Path, count: int = 1024, seed: int = 
     seven in ten of its groups are learned on. Raises ConfigError for weights that say nothing of their targets, and
     ManifestError for a corpus without clips to learn on or to be measured on.
     """
-    predictor, step = _predictor(ckpt)
+    predictor, step = restore(ckpt)
     settings, rows = predictor.settings, manifest.load(source)
     split = np.array([clip.split for clip in rows.clips])
     if not split.astype(bool).any():
@@ -219,7 +219,7 @@ def read(ckpt: Path, source: Path, ledger: Path, count: int = 1024, seed: int = 
             "alarms": alarms(found), **found}
 
 
-def _predictor(ckpt: Path) -> tuple[Predictor, int | None]:
+def restore(ckpt: Path) -> tuple[Predictor, int | None]:
     """Returns the predictors of a run, or of a native export whose targets are fixed, and their step."""
     if weights.kind(ckpt) == "run":
         settings, step, params, teacher = weights.read_training(ckpt)

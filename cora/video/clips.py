@@ -129,6 +129,27 @@ def views(
     return _several(path, corpus, numbers, [(box, False)] * count, size)
 
 
+def spacing(path: Path | str, corpus: Corpus) -> float:
+    """Returns how many frames a second `whole` reads of a file. Raises codec.VideoError."""
+    rate = codec.inspect(Path(path)).fps
+    return {"stride": rate / corpus.stride, "fps": corpus.fps, "span": rate}[corpus.sampling]
+
+
+@guard
+def whole(path: Path | str, corpus: Corpus, *, size: Size) -> Video:
+    """Returns all frames of a file at the spacing that `corpus.sampling` asks for (under `span` every frame), of the
+    picture's centre as `views` cuts it.
+
+    Raises codec.VideoError.
+    """
+    info = _seen(path, corpus)
+    spaced = Corpus() if corpus.sampling == "span" else corpus
+    numbers = _numbers(info, spaced, max(1, int(info.frames * spacing(path, corpus) / info.fps)), 0.0, 1.0)
+    high, wide = _sides(size)
+    box = _centre(info.height, info.width, corpus.crop_aspect, wide / high)
+    return _several(path, corpus, numbers[None], [(box, False)], size)[0]
+
+
 def drawn(
     path: Path | str, corpus: Corpus, *, frames: int, size: Size, count: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "V T H W 3"]:
