@@ -220,6 +220,38 @@ def surprise(
         console.print(str(file), soft_wrap=True)
 
 
+def forecast(
+    ckpt: Positional[Path], manifest: Positional[Path], /, seen: int | None = None, level: int | None = None,
+    clips: int = 1024, seed: int = 0, show: int = 4, out: Path | None = None,
+) -> None:
+    """Predicts the later part of every clip from its beginning: skill by horizon and level, and pictures.
+
+    Args:
+        ckpt: A run folder (its latest step) or one step folder; or a native export, where targets are fixed.
+        manifest: Any corpus that pretraining reads.
+        seen: Time steps of a clip that are seen; by default half of them.
+        level: Whose expectation is drawn; by default the highest.
+        clips: Clips of each split that are read at most.
+        seed: Of which clips are read, and of the split where the corpus has none.
+        show: Clips that are drawn.
+        out: Folder for forecast.json and forecast.png; by default the run's.
+    """
+    from cora.measure import forecast as measured
+    from cora.report import expectation
+    from cora.store.checkpoint import run_of
+    from cora.store.probes import FORECAST
+
+    home = run_of(ckpt)
+    folder = home if out is None else out
+    report, drawn = measured.read(ckpt, manifest, home / "bad_files_forecast.csv", seen, level, clips, seed, show)
+    console.print(measured.as_table(report))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FORECAST).write_text(json.dumps(report, indent=2))
+    picture = (folder / FORECAST).with_suffix(".png")
+    picture.write_bytes(expectation.strip(drawn, report["seen"], report["frames_a_step"]))
+    console.print(f"{folder / FORECAST}\n{picture}", soft_wrap=True)
+
+
 def export(
     ckpt: Positional[Path], out: Positional[Path], /,
     format: Literal["native", "hf", "stablehlo", "onnx"] = "native", probe: bool = False,
@@ -302,7 +334,7 @@ def bench(
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "skill": skill, "surprise": surprise,
-    "export": export, "import": bring, "report": report, "bench": bench,
+    "forecast": forecast, "export": export, "import": bring, "report": report, "bench": bench,
 }
 
 

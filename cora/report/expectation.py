@@ -44,6 +44,13 @@ def values(one: Surprise, of: Score) -> Float[np.ndarray, "L S h w"]:
     return {"energy": one.energy, "error": one.error, "misfit": one.misfit}[of]
 
 
+def strip(clips: dict[str, UInt8[np.ndarray, "n T H W 3"]], seen: int, tubelet: int) -> bytes:
+    """Returns a PNG file of what `forecast.pictures` made: a frame for each time step, those that were seen first."""
+    rows = [(name, np.concatenate(list(clips[name][i, ::tubelet]), axis=1))
+            for i in range(len(next(iter(clips.values())))) for name in clips]
+    return figures.strips(rows, f"time from left to right, a frame for each time step; the first {seen} were seen")
+
+
 def write(
     folder: Path, report: dict[str, Any], found: Sequence[Surprise], settings: config.Pretrain, of: Score, level: int,
     show: int,

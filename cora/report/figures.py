@@ -119,6 +119,26 @@ def timeline(seconds: Float[np.ndarray, "S"], line: Float[np.ndarray, "L S"], ti
         return _drawn(figure)
 
 
+def strips(rows: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]], title: str) -> bytes:
+    """Returns a PNG file: pictures of one size below each other, each with its name to the left."""
+    high, wide = rows[0][1].shape[:2]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.4 + len(rows) * 0.8 * WIDTH * high / wide), layout="constrained", dpi=130)
+        figure.suptitle(title, fontsize=9.5)
+        for axes, (name, image) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_ylabel(name.replace(" to ", "\nto ").replace(" and ", "\nand ").replace(" by ", "\nby "),
+                            rotation=0, ha="right", va="center")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.grid(visible=False)
+            for side in axes.spines.values():
+                side.set_visible(False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
 def heat(values: Float[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n 3"]:
     """Returns colours of values from 0 (black) over red to 1 (white-hot)."""
     return (mpl.colormaps["inferno"](np.clip(values, 0, 1))[..., :3] * 255).astype(np.uint8)

@@ -202,8 +202,9 @@ def skill(material: Material) -> Section:
     body = paragraph(f"Of {found['n_test']} clips that nothing was fitted to, tokens are hidden and predicted. “Left” "
                      "is the share of the hidden targets' variance that the prediction leaves: 0% is perfect, 100% no "
                      "better than the mean at each place. The best guess needs no network: the nearest seen token, the "
-                     "last one seen, a straight line, or a linear map of all seen neighbours. R² is what a linear map "
-                     "reads of the hidden tokens' own oriented energies off the prediction; no collapse improves it.",
+                     "last one seen, a straight line, or a linear map of the energies and pixels of all seen "
+                     "neighbours. R² is what a linear map reads of the hidden tokens' own oriented energies off the "
+                     "prediction; no collapse improves it.",
                      "lead")
     body += "".join(paragraph(f"Warning: {line}.", "verdict warning") for line in found["alarms"])
     rows = []
