@@ -82,9 +82,8 @@ class Learn:
     """Weight of the error on the tokens that are seen, whose targets a linear map reads off a level's latents, beside
     that on the hidden ones, which the predictor has to infer."""
     precision: bool = False
-    """Predictors also say how sure they are of each hidden token, a log precision by which its squared error is
-    weighed, and which is learned from that error; needs target.error = 'squared'. A Hugging Face predictor has no
-    place for it."""
+    """Predictors also say how sure they are of each hidden token: a log precision, learned from that token's error by
+    the Gaussian's energy; needs target.error = 'squared'. A Hugging Face predictor has no place for it."""
     prior: Weight = 0.0
     """Weight of the prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
     prior_kind: Annotated[Literal["sigreg", "vicreg"], Only("prior")] = "sigreg"

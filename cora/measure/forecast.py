@@ -30,7 +30,7 @@ def cut_of(seen: int, model: config.Model) -> config.Mask:
 def read(
     ckpt: Path, source: Path, ledger: Path, seen: int | None = None, level: int | None = None, count: int = 1024,
     seed: int = 0, shown: int = 4,
-) -> tuple[dict[str, Any], dict[str, Clips]]:
+) -> tuple[dict[str, Any], dict[str, UInt8[np.ndarray, "m T H W 3"]]]:
     """Returns the forecast's report on a corpus, for JSON, and `pictures` of the first `shown` clips of its test split.
 
     The report has what `skill` says of the kind `future` with a cut after `seen` time steps (by default half of them):
@@ -68,12 +68,13 @@ def alike(
 
 
 def pictures(
-    predictor: Predictor, train: Clips, test: Clips, a: Sample, b: Sample, level: int, seed: int = 0
-) -> dict[str, Clips]:
-    """Returns the test clips as they were (`seen and what came`), and with their hidden tokens replaced: by the most
-    alike tokens of the training clips, as their targets (`alike to the targets`, the best that this way of drawing can
-    do) and as the predictions have it (`alike to what was expected`); and by what a ridge map draws of the predictions
-    in grey (`drawn by a linear map`)."""
+    predictor: Predictor, train: Clips, test: UInt8[np.ndarray, "m T H W 3"], a: Sample, b: Sample, level: int,
+    seed: int = 0,
+) -> dict[str, UInt8[np.ndarray, "m T H W 3"]]:
+    """Returns the test clips as they were (`what came`), and with their hidden tokens replaced: by those tokens of the
+    training clips that are most alike to their targets (`nearest to the targets`, the best that this way of drawing
+    can do) or to what is predicted (`nearest to the forecast`); and by what a ridge map draws of the predictions in
+    grey (`linear map of the forecast`)."""
     model = predictor.settings.model
     own = 0 if len(b.targets) == 1 else len(b.targets) - len(b.predicted) + level
     known = a.targets[own].reshape(-1, a.targets.shape[-1])
@@ -84,12 +85,12 @@ def pictures(
     scale = -(-model.patch // SIDE)
     grey = np.repeat(np.repeat(small, scale, 2), scale, 3)[:, :, : model.patch, : model.patch]
     grey = np.broadcast_to((grey * 255)[:, :, None, :, :, None], (*b.hidden.shape, *_cell(model))).astype(np.uint8)
-    found = {"seen and what came": test}
-    for name, goal in (("alike to the targets", take(b.targets[own], b.hidden)),
-                       ("alike to what was expected", b.predicted[level])):
+    found = {"what came": test}
+    for name, goal in (("nearest to the targets", take(b.targets[own], b.hidden)),
+                       ("nearest to the forecast", b.predicted[level])):
         picked = chosen[alike(goal.reshape(-1, goal.shape[-1]), known[chosen])]
         found[name] = replaced(test, b.hidden, patches[picked].reshape(*b.hidden.shape, *_cell(model)), model)
-    return found | {"drawn by a linear map": replaced(test, b.hidden, grey, model)}
+    return found | {"linear map of the forecast": replaced(test, b.hidden, grey, model)}
 
 
 def _cell(model: config.Model) -> tuple[int, int, int, int]:

@@ -14,9 +14,12 @@ from rich.table import Table as Lines
 from cora import config
 from cora.measure.surprise import Score, Surprise
 from cora.report import figures
+from cora.store.probes import SURPRISE
 from cora.video import codec
 from cora.video.clips import whole
 
+SHOWN = 3
+"""Films on the picture of those that surprise most."""
 SIDE = 256
 """Pixels of the shorter side of a video with heat over it, where the clip itself has fewer."""
 
@@ -58,24 +61,36 @@ def write(
     """Writes surprise.json, surprise.npz and, of the `show` films that surprise most at this level, a video with heat
     over it and a curve; returns the files. Heat is on one scale for all."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "surprise.json", folder / "surprise.npz"]
-    files[0].write_text(json.dumps(report, indent=2))
+    files = [folder / SURPRISE, folder / "surprise.npz"]
+    files[0].write_text(json.dumps(report | {"score": of, "level": level}, indent=2))
     arrays: dict[str, Any] = {f"{i:06d}_{name}": value for i, one in enumerate(found)
                               for name, value in one._asdict().items()}
     np.savez_compressed(files[1], **arrays)
     model, every = settings.model, np.concatenate([values(one, of)[level].ravel() for one in found])
     low, high = np.quantile(every, (0.5, 0.995))
+    rows: list[tuple[str, np.ndarray]] = []
     for rank, i in enumerate(ranked(report, of, level)[:show]):
         path = Path(report["films"][i]["path"])
         video, rate = whole(path, settings.corpus, size=model.size), report["films"][i]["fps"]
         name = folder / f"{rank + 1:02d}_{path.stem}"
         heat = (values(found[i], of)[level] - low) / max(high - low, 1e-9)
-        codec.write(name.with_suffix(".mp4"), overlay(video, heat, model.tubelet), rate)
+        hot = overlay(video, heat, model.tubelet)
+        rows += [(path.stem.replace("_", " "), moments(hot[:, :, : hot.shape[2] // 2])),
+                 ("surprise", moments(hot[:, :, hot.shape[2] // 2 :]))]
+        codec.write(name.with_suffix(".mp4"), hot, rate)
         seconds = (np.arange(heat.shape[0]) + 1) * model.tubelet / rate
         line = np.array(report["films"][i][of]["curve"])
         name.with_suffix(".svg").write_bytes(figures.timeline(seconds, line, f"{path.name}: {of} by level"))
         files += [name.with_suffix(".mp4"), name.with_suffix(".svg")]
+    if rows:
+        files.append((folder / SURPRISE).with_suffix(".png"))
+        files[-1].write_bytes(figures.strips(rows[: 2 * SHOWN], "films that surprise most, time from left to right"))
     return files
+
+
+def moments(video: UInt8[np.ndarray, "F H W 3"], count: int = 8) -> UInt8[np.ndarray, "H X 3"]:
+    """Returns frames spread over the video, side by side."""
+    return np.concatenate(list(video[np.linspace(0, len(video) - 1, count).astype(int)]), axis=1)
 
 
 def ranked(report: dict[str, Any], of: Score, level: int) -> list[int]:

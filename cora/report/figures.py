@@ -5,6 +5,7 @@ Figures are made without pyplot, so nothing is shared between them, and the same
 
 import base64
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,11 @@ def _drawn(figure: Figure) -> bytes:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawn = buffer.getvalue()
     return drawn[drawn.index(b"<svg"):]  # without the prolog, which names a remote DTD
+
+
+def png(data: bytes) -> str:
+    """Returns the data URI of a PNG file."""
+    return _uri("image/png", data)
 
 
 def _uri(kind: str, data: bytes) -> str:
@@ -127,8 +133,7 @@ def strips(rows: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]], title: str) -
         figure.suptitle(title, fontsize=9.5)
         for axes, (name, image) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
             axes.imshow(image, interpolation="nearest")
-            axes.set_ylabel(name.replace(" to ", "\nto ").replace(" and ", "\nand ").replace(" by ", "\nby "),
-                            rotation=0, ha="right", va="center")
+            axes.set_ylabel("\n".join(textwrap.wrap(name, 14)), rotation=0, ha="right", va="center")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.grid(visible=False)

@@ -13,10 +13,10 @@ from jaxtyping import Int
 from cora import config
 from cora.measure.features import trained
 from cora.pc import masks
-from cora.report.material import Gallery
+from cora.report.material import Gallery, Shown
 from cora.store import record
 from cora.store.checkpoint import CheckpointError
-from cora.store.probes import SKILL, scores
+from cora.store.probes import FORECAST, SKILL, SURPRISE, scores
 from cora.train import corpus_of
 from cora.video import stream
 from cora.video.clips import ENDLESS, views
@@ -64,7 +64,15 @@ def gallery(run: Path, *, count: int = 6) -> Gallery:
         summary=summary(run),
         left_out=left_out,
         skill=scores(run, encoder.record.get("step"), SKILL)[0],
+        forecast=_shown(run, encoder.record.get("step"), FORECAST),
+        surprise=_shown(run / Path(SURPRISE).stem, encoder.record.get("step"), SURPRISE),
     )
+
+
+def _shown(folder: Path, step: int | None, name: str) -> Shown | None:
+    """Returns what a verb found of this step's encoder, with its picture; None where either is missing."""
+    found, picture = scores(folder, step, name)[0], (folder / name).with_suffix(".png")
+    return Shown(found, picture.read_bytes()) if found is not None and picture.is_file() else None
 
 
 def _readable(settings: config.Pretrain, count: int) -> list[tuple[str, np.ndarray]]:
