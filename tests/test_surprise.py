@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import compiled, drawn
+from laws import compiled, drawn, near
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
@@ -109,7 +109,7 @@ def test_a_precision_is_learned_by_the_gaussian_s_likelihood_and_the_prediction_
     np.testing.assert_allclose(slope[..., :-1], (guess - goal) / 7 / 5, rtol=1e-6)
 
 
-def test_levels_that_say_how_sure_they_are_predict_what_they_would_without():
+def test_levels_that_say_how_sure_they_are_predict_and_learn_what_they_would_without():
     settings, network, params, teacher, sight, _ = case(precision=True)
     plain = {name: tree for name, tree in params.predictors.items() if name != "precision"}
     silent = build(MODEL, settings.target, config.Learn())
@@ -124,7 +124,12 @@ def test_levels_that_say_how_sure_they_are_predict_what_they_would_without():
         found += np.asarray(jnp.mean(error + jnp.exp(s) * error - s, axis=(1, 2))) / 4
         assert np.asarray(s).std() > 0.01, "drawn weights say something of every token"
     rule = compiled(rules.local, static_argnums=0)
-    np.testing.assert_allclose(rule(network, params, teacher, sight)[1], found, rtol=1e-4)
+    learned, errors = rule(network, params, teacher, sight)
+    np.testing.assert_allclose(errors, found, rtol=1e-4)
+    without = rule(silent, params._replace(predictors=plain), teacher, sight)[0]
+    own = {name: tree for name, tree in learned.predictors.items() if name != "precision"}
+    near(learned._replace(predictors=own), without, 1e-6)
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(learned.predictors["precision"]))
 
 
 def test_what_has_no_precision_is_refused_it():

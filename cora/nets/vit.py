@@ -240,5 +240,6 @@ class Predictor(nn.Module):
         out = self.out * max(1, self.fused)
         ahead = Dense(out, dtype, name="proj")(both[:, seen:])
         if self.sure:
-            ahead = jnp.concatenate([ahead, Dense(1, dtype, name="precision")(both[:, seen:])], axis=-1)
+            known = jax.lax.stop_gradient(both[:, seen:])  # so that all else learns as if nobody had asked
+            ahead = jnp.concatenate([ahead, Dense(1, dtype, name="precision")(known)], axis=-1)
         return (ahead, Dense(out, dtype, name="proj_context")(both[:, :seen])) if self.fused else ahead
