@@ -17,7 +17,8 @@ from cora.store import checkpoint, weights
 
 MODEL = config.Model(frames=4, size=16, patch=8, width=12, heads=2, levels=3, predictor_width=8, predictor_heads=1)
 LEARNS = {"local": config.Learn(), "last": config.Learn(rule="backprop_last"), "dense": config.Learn(rule="dense"),
-          "top_down": config.Learn(top_down=True), "seen": config.Learn(seen=1.0)}
+          "top_down": config.Learn(top_down=True), "seen": config.Learn(seen=1.0),
+          "sure": config.Learn(precision=True)}
 
 
 @cache
@@ -34,7 +35,7 @@ def native(folder, kind="local", predictors=True, model=MODEL):
 
 def wanted(kind="local", start="", teacher="", model=MODEL, target="ema"):
     return config.Pretrain(model=model, learn=LEARNS[kind], run=config.Run(start=start, steps=4, batch=2),
-                           target=config.Target(kind="frozen" if teacher else target, start=teacher))
+                           target=config.Target(kind="frozen" if teacher else target, start=teacher, error="squared"))
 
 
 def begun(settings):
@@ -63,12 +64,13 @@ def test_a_run_begins_with_exactly_a_native_folders_weights(kind, tmp_path):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.optimiser))  # no moments come along
 
 
-def test_the_map_of_seen_tokens_begins_at_zero_or_is_left_behind(tmp_path):
-    bare = begun(wanted("seen", native(tmp_path / "bare"))).params.predictors
-    same({name: tree for name, tree in bare.items() if name != "beside"}, made().predictors)
-    assert all(not leaf.any() for leaf in jax.tree.leaves(bare["beside"]))
-    left = begun(wanted("local", native(tmp_path / "seen", "seen"))).params.predictors
-    same(left, {name: tree for name, tree in made("seen").predictors.items() if name != "beside"})
+@pytest.mark.parametrize(("kind", "part"), [("seen", "beside"), ("sure", "precision")])
+def test_the_map_of_seen_tokens_and_precision_begin_at_zero_or_are_left_behind(kind, part, tmp_path):
+    bare = begun(wanted(kind, native(tmp_path / "bare"))).params.predictors
+    same({name: tree for name, tree in bare.items() if name != part}, made().predictors)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(bare[part]))
+    left = begun(wanted("local", native(tmp_path / kind, kind))).params.predictors
+    same(left, {name: tree for name, tree in made(kind).predictors.items() if name != part})
 
 
 @pytest.mark.parametrize("target", ["ema", "frozen", "own"])
