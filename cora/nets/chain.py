@@ -33,18 +33,28 @@ class Chain(NamedTuple):
     init: Callable[[Key], Trees]
 
 
+def _alike(name: str, guess: Array, goal: Array, words: str = "") -> None:
+    """Raises ValueError where a goal would broadcast."""
+    if guess.shape != goal.shape:
+        raise ValueError(f"{name}: a goal {list(goal.shape)} for a readout {list(guess.shape)}; expected the same "
+                         f"shape{words}")
+
+
 def squared(guess: Float[Array, "B ..."], goal: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """Returns half the sum of squares of every sample."""
+    _alike("squared", guess, goal)
     return jnp.sum(jnp.square(goal - guess).reshape(guess.shape[0], -1), axis=1) / 2
 
 
 def cross_entropy(logits: Float[Array, "B D"], goal: Float[Array, "B D"]) -> Float[Array, " B"]:
     """Returns -Σ goal log softmax(logits) of every sample; `goal` holds class probabilities."""
+    _alike("cross_entropy", logits, goal, " of class probabilities; nearest: jax.nn.one_hot(labels, classes)")
     return -jnp.sum(goal * jax.nn.log_softmax(logits), axis=-1)
 
 
 def smooth_l1(guess: Float[Array, "B ..."], goal: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """Returns the sum of Huber's loss with threshold 1 of every sample."""
+    _alike("smooth_l1", guess, goal)
     far = jnp.abs(goal - guess)
     each = jnp.where(far < 1, jnp.square(far) / 2, far - 0.5)
     return jnp.sum(each.reshape(guess.shape[0], -1), axis=1)

@@ -18,17 +18,18 @@ import optax
 from jaxtyping import Array
 
 from cora.meaning import Count, Natural, Not, Only, Positive
+from cora.pc import edge, wave
 from cora.pc import energy as F
-from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
+from cora.pc.how import ruled
 from cora.pc.infer import (
     Begin,
     Inference,
     Settled,
     Start,
     Trace,
-    settle,
     settle_and_learn,
+    settling,
     standing_start,
     stands,
 )
@@ -116,18 +117,33 @@ def learn(
 
     Raises ValueError for rules that change the weights while states settle; `step` runs those.
     """
-    inference, learning = rule
+    inference, learning = paired(rule, energy)
     if learning.when == "every":
         raise ValueError("when = 'every': such a rule has no one gradient; call step, or choose 'settled'")
+    edge.fit(energy, params, evidence, learns=True)
     evidence = nudged(energy, params, evidence, learning.nudge)
     if learning.when == "sum":
         found, settled, trace = summed(energy, params, evidence, rule, key, start)
     else:
-        settled, trace = settle(energy, params, evidence, inference, key, start)
+        settled, trace = settling(energy, params, evidence, inference, key, start)
         last = precision_at(inference, jnp.asarray(inference.steps))
         stand = stands(energy, standing_start(inference, start), evidence)
         found = gradient(energy, params, settled, evidence, last, learning.amplify, stand)
     return jax.tree.map(lambda g: g / learning.nudge, found), settled, trace
+
+
+def paired(rule: Any, energy: Energy) -> Rule:
+    """Returns the rule, whole. Raises ValueError for anything else, and for one that ends before weights learn."""
+    edge.measured(energy)
+    if not (isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], Learning)):
+        near = f"preset({rule!r}, hierarchy)" if isinstance(rule, str) else "(rule, Learning())" if \
+            isinstance(rule, Inference) else "preset('pc', hierarchy)"
+        raise ValueError(f"rule: of type {type(rule).__name__}; expected (Inference, Learning); nearest: {near}")
+    inference, learning = ruled(rule[0], energy), rule[1]
+    if learning.when != "settled" and learning.after >= inference.steps:
+        raise ValueError(f"learning.after = {learning.after}: no weight learns in inference.steps = {inference.steps}; "
+                         + (f"nearest: {inference.steps - 1}" if inference.steps else "nearest: inference.steps = 1"))
+    return inference, learning
 
 
 def precision_at(inference: Inference, step: Array) -> Array | None:
@@ -176,7 +192,12 @@ def step(
     Rules that learn while states settle update with the gradient of the very energy by which the states move, both
     at once (iPC, arXiv 2212.00720).
     """
-    inference, learning = rule
+    inference, learning = paired(rule, energy)
+    if not isinstance(learner, Learner):
+        raise ValueError(f"learner: of type {type(learner).__name__}; expected Learner; nearest: Learner(params, "
+                         "tx.init(params))")
+    edge.same("learner.optimiser", learner.optimiser, jax.eval_shape(tx.init, learner.params),
+              "tx.init(learner.params), as it was made by another optimiser or for other weights")
     make = share or (lambda tree: tree)
     params, pull = jax.vjp(make, learner.params)
     first: Begin = start if start != "kept" else "forward" if learner.states is None else learner.states
@@ -186,6 +207,7 @@ def step(
     if learning.when != "every":
         found, settled, trace = learn(energy, params, evidence, rule, key, first)
         return kept(apply(learner, pull(found.params)[0], tx), settled), trace
+    edge.fit(energy, params, evidence, learns=True)
     evidence = nudged(energy, params, evidence, learning.nudge)
 
     def hook(learned: Any, here: Settled, count: Array) -> Any:
