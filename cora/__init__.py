@@ -4,7 +4,7 @@
     latents = encoder(clips)                # uint8 [B, T, S, S, 3] -> [L, B, N, D]
 
     energy = cora.Energy(hierarchy)         # predictive coding on any hierarchy of levels
-    learner, trace = cora.step(energy, learner, cora.Evidence(x, goals), cora.preset("pc", depth), optimiser)
+    learner, trace = cora.step(energy, learner, cora.Evidence(x, goals), cora.preset("pc", hierarchy), optimiser)
 
 What reads files (`cora.video`, `cora.store`), trains (`cora.train`) and measures (`cora.measure`) is imported by name.
 """

@@ -8,7 +8,22 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from laws import RATE, STEPS, backprop, climb, compiled, energies, flat, hand, layers, learner, near, network, settled
+from laws import (
+    RATE,
+    SIZES,
+    STEPS,
+    backprop,
+    climb,
+    compiled,
+    energies,
+    flat,
+    hand,
+    layers,
+    learner,
+    near,
+    network,
+    settled,
+)
 
 from cora.nets import chain
 from cora.pc import energy as F
@@ -35,21 +50,21 @@ def truth():
     return backprop(layers(params), evidence.input, evidence.goals[-1][0])
 
 
-def run(name, steps=1, rate=1.0):
+def run(name, *pace):
     hierarchy, params, evidence = network()
-    return learner(Energy(hierarchy), presets.preset(name, 4, steps, rate))(params, evidence)
+    return learner(Energy(hierarchy), presets.preset(name, hierarchy, *pace))(params, evidence)
 
 
-@pytest.mark.parametrize("name, steps, rate, tolerance", [
-    ("exact", 1, 1.0, 1e-12), ("zil", 1, 1.0, 1e-12), ("fixed_pred", 5, 1.0, 1e-12), ("fixed_pred", 400, 0.1, 1e-9),
+@pytest.mark.parametrize("name, pace, tolerance", [
+    ("exact", (), 1e-12), ("zil", (), 1e-12), ("fixed_pred", (5, 1.0), 1e-12), ("fixed_pred", (400, 0.1), 1e-9),
 ])
-def test_equal_to_backprop(truth, name, steps, rate, tolerance):
+def test_equal_to_backprop(truth, name, pace, tolerance):
     """`fixed_pred` at rate 1 needs as many steps as layers: four levels and the readout."""
-    near(layers(run(name, steps, rate)[0].params), truth, tolerance)
+    near(layers(run(name, *pace)[0].params), truth, tolerance)
 
 
 def test_fixed_predictions_reach_one_layer_a_step(truth):
-    found = layers(run("fixed_pred", 2)[0].params)
+    found = layers(run("fixed_pred", 2, 1.0)[0].params)
     near(found[:3], jax.tree.map(jnp.zeros_like, found[:3]), 0.0)
     near(found[3:], truth[3:])
 
@@ -90,7 +105,7 @@ def test_accumulate_sums_the_gradients_of_all_steps():
 def test_weights_that_move_while_states_settle(name, due):
     """Both move at once from the same energy; with a weight step of zero what is left is plain settling."""
     hierarchy, params, evidence = network()
-    energy, rule = Energy(hierarchy), presets.preset(name, 4, STEPS, RATE)
+    energy, rule = Energy(hierarchy), presets.preset(name, hierarchy, STEPS, RATE)
 
     @compiled
     def run(params, alpha):
@@ -155,6 +170,72 @@ def test_nudging():
     guess = jnp.tanh(F.forward(Energy(hierarchy), params, evidence)[-1][0]) @ w.T + b[None]
     near(layers(run("nudged", STEPS, RATE)[0].params), jax.tree.map(lambda g: 10 * g, hand(
         params, evidence._replace(goals=(None, None, (guess - 0.1 * (guess - goal))[None])))[1][2]))
+
+
+def nudged_by_hand(weights, x, y, move, loss):
+    """Descent by plain arrays, the goal moved to `move(g, y)` of the forward pass' g; its gradient divided by β."""
+    z, guess = climb(weights, x)
+    goal = move(guess, y)
+
+    def total(weights, z):
+        inner = (x, *(jnp.tanh(part) for part in z))
+        guesses = [low @ w.T + b[None] for low, (w, b) in zip(inner, weights, strict=True)]
+        rest = sum(jnp.sum((own - g) ** 2) / 2 for own, g in zip(z, guesses[:-1], strict=True))
+        return rest + loss(guesses[-1], goal)
+
+    slopes = jax.jit(jax.grad(total, (0, 1)))
+    for _ in range(STEPS):
+        z = jax.tree.map(lambda own, g: own - RATE * g, z, slopes(weights, z)[1])
+    return jax.tree.map(lambda g: 10 * g / x.shape[0], slopes(weights, z)[0])
+
+
+def test_nudging_a_classifier_moves_the_softmax():
+    """p - β (p - t), p = softmax(g): logits and probabilities are no numbers of one kind."""
+    _, params, evidence = network()
+    net = chain.mlp(SIZES, jnp.tanh, chain.cross_entropy)
+    labels = jax.nn.one_hot(jnp.arange(8) % 3, 3)
+    found = learner(Energy(net.hierarchy), presets.preset("nudged", net.hierarchy, STEPS, RATE))(
+        params, evidence._replace(goals=(None, None, labels[None])))[0].params
+    expected = nudged_by_hand(layers(params), evidence.input, labels,
+                              lambda g, t: jax.nn.softmax(g) - 0.1 * (jax.nn.softmax(g) - t),
+                              lambda g, t: -jnp.sum(t * jax.nn.log_softmax(g)))
+    near(layers(found), expected, 1e-10)
+
+
+def clamped_twin():
+    """`network`'s weights, its readout as a level whose value node is clamped to the goal: (net, weights, evidence)."""
+    _, params, evidence = network()
+    net = chain.mlp(SIZES, jnp.tanh, clamped=True)
+    whole = F.stack(Energy(net.hierarchy), [{"f": {"w": w, "b": b}} for w, b in layers(params)])
+    return net, whole, Evidence(evidence.input, top=evidence.goals[-1][0])
+
+
+def test_nudging_moves_a_clamped_top_alike():
+    net, params, evidence = clamped_twin()
+    found = learner(Energy(net.hierarchy), presets.preset("nudged", net.hierarchy, STEPS, RATE))(params, evidence)[0]
+    weights = tuple((part["f"]["w"][i], part["f"]["b"][i]) for part in params for i in range(len(part["f"]["w"])))
+    expected = nudged_by_hand(weights, evidence.input, evidence.top, lambda g, t: g - 0.1 * (g - t),
+                              lambda g, t: jnp.sum((g - t) ** 2) / 2)
+    near([(part["f"]["w"][i], part["f"]["b"][i]) for part in found.params for i in range(len(part["f"]["w"]))],
+         list(expected), 1e-10)
+
+
+@pytest.mark.parametrize(("net", "goal", "words"), [
+    (chain.mlp((4, 5, 3), loss=chain.smooth_l1), jnp.ones((1, 8, 3)), "error whose slope a moved goal does not scale"),
+    (chain.mlp((4, 5, 3), loss=lambda g, t: jnp.sum(jnp.abs(g - t), axis=1)), jnp.ones((1, 8, 3)), "does not scale"),
+    (chain.mlp((4, 5, 3), loss=lambda g, t: -jax.nn.log_softmax(g)[:, 0] * t), jnp.ones((1, 8)), "readout's shape"),
+])
+def test_nudges_that_would_teach_something_else_are_refused(net, goal, words):
+    rule = presets.preset("nudged", net.hierarchy, 2)
+    with pytest.raises(ValueError, match=rf"learning.nudge = 0.1: level 1 has .*{words}.*; nearest: 1.0"):
+        learn.learn(Energy(net.hierarchy), net.init(jax.random.key(0)), Evidence(jnp.ones((8, 4)), (goal,)), rule)
+
+
+def test_z_il_is_backprop_where_the_output_is_a_clamped_value_node_too(truth):
+    net, params, evidence = clamped_twin()
+    found = learner(Energy(net.hierarchy), presets.preset("zil", net.hierarchy))(params, evidence)[0].params
+    near([(part["f"]["w"][i], part["f"]["b"][i]) for part in found for i in range(len(part["f"]["w"]))],
+         list(truth), 1e-12)
 
 
 def test_a_light_output_is_backprop(truth):
@@ -249,7 +330,7 @@ def test_levels_that_also_decode(name, up):
         return z, jax.tree.map(lambda d: d / 6, (d_fs, d_g)), total(fs, g, z, 0.7)
 
     def ours(params):
-        found, inferred, _ = learn.learn(energy, params, evidence, presets.preset(name, 2, 4, RATE))
+        found, inferred, _ = learn.learn(energy, params, evidence, presets.preset(name, net.hierarchy, 4, RATE))
         return found, inferred, F.total(energy, params, inferred.z, evidence)
 
     found, inferred, at_rest = compiled(ours)(params)

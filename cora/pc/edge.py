@@ -75,6 +75,33 @@ def same(name: str, tree: Any, made: Any, nearest: str) -> None:
         raise ValueError(f"{name}: {_brief(tree)}; expected {_brief(made)}; nearest: {nearest}")
 
 
+def nudges(energy: Energy, readouts: tuple[State, ...], goals: tuple[State, ...], beta: float) -> None:
+    """Raises ValueError unless a goal moved to t + (1 - β) dρ/dg has β times the slope, as where dρ/dg is a function of
+    g less t (squared errors, cross-entropy)."""
+    for i, (level, guess, goal) in enumerate(zip(energy.hierarchy, readouts, goals, strict=True)):
+        if level.error is None or goal is None:
+            continue
+        if not _alike(guess, goal) or _shapes(guess) != _shapes(goal):
+            raise ValueError(f"learning.nudge = {beta}: {called(energy, i)} has a goal {told(goal)} for a readout "
+                             f"{told(guess)}, and only a goal of its readout's shape can be moved; nearest: 1.0")
+        if not _scales(level.error, guess, beta):
+            raise ValueError(f"learning.nudge = {beta}: {called(energy, i)} has an error whose slope a moved goal does "
+                             "not scale, as it does that of squared errors and of cross-entropy; nearest: 1.0")
+
+
+def _scales(error: Callable, guess: State, beta: float) -> bool:
+    """Whether a goal so moved scales the slope: tried with a few numbers, two samples of a level."""
+    rng = np.random.default_rng(0)
+    with jax.ensure_compile_time_eval():
+        g = jax.tree.map(lambda x: jnp.asarray(3 * rng.normal(size=(2, *x.shape[2:])), x.dtype), guess)
+        t = jax.tree.map(lambda x: jax.nn.softmax(jnp.asarray(rng.normal(size=x.shape), x.dtype)), g)
+        slope = jax.grad(lambda g, t: jnp.sum(error(g, t)))
+        own = slope(g, t)
+        moved = slope(g, jax.tree.map(lambda t, s: t + (1 - beta) * s, t, own))
+        gaps = jax.tree.map(lambda m, s: jnp.max(jnp.abs(m - beta * s)), moved, own)
+        return all(float(gap) < 1e-3 for gap in jax.tree.leaves(gaps))
+
+
 def called(energy: Energy, index: int) -> str:
     """Returns what a Level is called: "level 1", or of a repeated one "levels 2 to 4"."""
     first = 1 + sum(level.repeat for level in energy.hierarchy[:index])

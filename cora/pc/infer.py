@@ -118,7 +118,7 @@ def state_slope(
         rows = rows + jnp.sum(F.squares(upper, errors, precision), axis=1)
         g, kept = (wave.restore(energy, part, ff, stand) for part in (unclamped(g, seen), errors))
         if rule.keep == "arrival":
-            kept = add(memory.errors, scale(arrived(energy, step), kept))
+            kept = add(memory.errors, scale(arrived(energy, step, evidence.top is not None), kept))
         return g, Memory(kept, point), jnp.pad(rows, (stand, 0))
 
     return slope
