@@ -61,6 +61,12 @@ _LATER = {
     "step": "cora.pc.learn",
     "preset": "cora.pc.presets",
 }
+_NOW = ("ConfigError", "Pretrain", "Encoder", "Evidence", "Hierarchy", "Hold", "Level", "Masks", "Network", "Params")
+
+
+def __dir__() -> list[str]:
+    """Returns the public names, those too that are imported only when asked for."""
+    return sorted((*_NOW, *_LATER, "__version__"))
 
 
 def __getattr__(name: str) -> Any:

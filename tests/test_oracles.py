@@ -45,7 +45,7 @@ def torch2pc():
 
 
 RULES = {
-    "exact": ("exact", 1, 1.0),
+    "exact": ("exact",),
     "fixedpred_eta1_n4": ("fixed_pred", 4, 1.0),
     "fixedpred_eta0.1_n20": ("fixed_pred", 20, 0.1),
     "strict_eta0.1_n20": ("strict", 20, 0.1),

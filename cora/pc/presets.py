@@ -101,7 +101,13 @@ PRESETS: dict[str, Callable[[list[Level], int, float], Rule]] = {
     "bpc": _bpc,
 }
 """name -> (all levels, steps K, rate η) -> rule. `bpc` is `pc` on levels that also decode; `exact` is `bp`, which
-is backprop where the precision of the states is 1."""
+is backprop where the precision of the states is 1.
+
+Sources: pc: PCX, JPC (by SGD). strict, fixed_pred, exact: Torch2PC. pc_ode: JPC. ipc: iPC (arXiv 2212.00720), PCX.
+zil: Z-IL (Song et al. 2020), PCX's examples/6_zil.ipynb. zil_pc: the second half of that notebook, where it is called
+hybrid. epc: ePC (arXiv 2505.20137). nudged: PCX' benchmark (arXiv 2407.01163), for cross-entropy Cora. accumulate: the
+Tutorial. mcpc: PCX's examples/7_mcpc.ipynb. hpc: HPC (Tschantz et al. 2023), JPC. bpc: bPC (arXiv 2505.23415), JPC.
+local, hybrid: Cora."""
 PRESETS["exact"] = PRESETS["bp"]
 ALONE = {"bp": "backprop settles in one step", "exact": "backprop settles in one step",
          "local": "it settles in one step of 1", "pc_ode": "it goes on until the states rest (Inference.duration)",
