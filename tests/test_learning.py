@@ -27,7 +27,7 @@ from laws import (
 
 from cora.nets import chain
 from cora.pc import energy as F
-from cora.pc import learn, presets
+from cora.pc import infer, learn, presets
 from cora.pc.diagnose import cosine
 from cora.pc.energy import Energy
 from cora.pc.infer import Inference
@@ -99,6 +99,20 @@ def test_accumulate_sums_the_gradients_of_all_steps():
     _, params, evidence = network()
     (_, before, _), _ = hand(params, evidence)
     near(layers(run("accumulate", STEPS, RATE)[0].params), jax.tree.map(lambda g: jnp.sum(g, axis=0), before))
+
+
+def test_weights_that_stay_are_not_compared(monkeypatch):
+    """A sum of gradients leaves the weights alone, so that nothing asks at each step whether they are the same."""
+    def refuse(*weights):
+        raise AssertionError("compared")
+
+    monkeypatch.setattr(infer, "unmoved", refuse)
+    hierarchy, params, evidence = network()
+    sums, both = (presets.preset(name, hierarchy, 2) for name in ("accumulate", "ipc"))
+    jax.eval_shape(lambda p: learn.learn(Energy(hierarchy), p, evidence, sums)[0], params)
+    tx = optax.sgd(0.1)
+    with pytest.raises(AssertionError, match="compared"):
+        learn.step(Energy(hierarchy), Learner(params, tx.init(params)), evidence, both, tx)
 
 
 @pytest.mark.parametrize("name, due", [("ipc", [1, 1, 1, 1, 1, 1]), ("hybrid", [0, 0, 0, 1, 1, 1])])

@@ -277,11 +277,12 @@ def predict(
 
 def settle_and_learn(
     energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None,
-    start: Begin = "forward",
+    start: Begin = "forward", *, moving: bool = True,
 ) -> tuple[Learned, Settled, Trace]:
     """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went.
 
-    Raises ValueError for rules that do not descend on states at the current point.
+    Where it leaves them alone, say `moving=False`: they are not compared with those of the forward pass then. Raises
+    ValueError for rules that do not descend on states at the current point.
     """
     if rule.variable != "state" or rule.frozen or rule.keep != "last":
         raise ValueError(f"variable = {rule.variable!r}, linearise = {rule.linearise!r}, keep = {rule.keep!r}: weights "
@@ -294,7 +295,7 @@ def settle_and_learn(
 
     ff = F.forward(energy, learned[0], evidence)
     zero, (z, moments) = jax.tree.map(jnp.zeros_like, ff), begin(rule, evidence, ff, start, key)
-    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff, first=learned[0])),)
+    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff, first=learned[0] if moving else None)),)
     learned, z, _, moments, trace = loop(stages, rule, learned, z, Memory(zero, z), key, at,
                                          lambda z: F.clamp(z, evidence), moments)
     errors = Errors(missing(energy, learned[0], z, evidence), slopes(energy, learned[0], z, evidence))

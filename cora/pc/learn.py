@@ -179,7 +179,8 @@ def summed(
         return learned[0], add(learned[1], found)
 
     zero = jax.tree.map(jnp.zeros_like, Gradient(params, evidence.input))
-    (_, found), settled, trace = settle_and_learn(energy, (params, zero), evidence, rule[0], hook, key, start)
+    (_, found), settled, trace = settle_and_learn(
+        energy, (params, zero), evidence, rule[0], hook, key, start, moving=False)
     return found, settled, trace
 
 
