@@ -172,6 +172,11 @@ def test_losses_of_one_s_own_take_goals_of_their_own_shape():
     np.testing.assert_allclose(np.sum(found[2].energy[-1]), np.sum(surprise), rtol=1e-4)
 
 
+def test_settling_under_decoders_that_are_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"inference.forward_only = True: no level of this hierarchy decodes"):
+        learn(NET.hierarchy, NET.init(KEY), RIGHT, (cora.Inference(steps=2, forward_only=True), cora.Learning()))
+
+
 def test_a_rule_for_a_shallower_net_is_refused():
     with pytest.raises(ValueError, match=r"inference.steps = 2: with keep = 'arrival' .*lowest of 2 levels in step 3"):
         learn(NET.hierarchy, NET.init(KEY), RIGHT, (cora.Inference(steps=2, keep="arrival"), cora.Learning()))

@@ -144,6 +144,9 @@ def ruled(rule: Any, energy: Energy) -> Inference:
         near = "rule[0]" if isinstance(rule, tuple) else "Inference()"
         near = f"preset({rule!r}, hierarchy)[0]" if isinstance(rule, str) else near
         raise ValueError(f"rule: of type {type(rule).__name__}; expected Inference; nearest: {near}")
+    if rule.forward_only and all(level.decode is None for level in energy.hierarchy):
+        raise ValueError("inference.forward_only = True: no level of this hierarchy decodes, under which alone states "
+                         "would move; nearest: False")
     if rule.keep == "arrival" and rule.steps <= energy.depth:
         raise ValueError(f"inference.steps = {rule.steps}: with keep = 'arrival' the output's error comes to the "
                          f"lowest of {energy.depth} levels in step {energy.depth + 1}; nearest: {energy.depth + 1}")
