@@ -145,7 +145,8 @@ def chosen(name, hierarchy):
 
 
 @pytest.mark.parametrize("case, name", [(net, "pc") for net in NETS] + [
-    ("relu cross_entropy", "nudged"), ("tanh clamped", "nudged"), ("tanh tree", "momentum"), ("tanh repeated", "schedule"), ("tanh clamped", "schedule"),
+    ("relu cross_entropy", "nudged"), ("tanh clamped", "nudged"), ("tanh tree", "momentum"),
+    ("tanh repeated", "schedule"), ("tanh clamped", "schedule"),
 ], indirect=["case"])
 def test_settled_states_and_gradients_are_the_native_ones(case, name):
     """Gradient, states, errors, energies of every step and residuals, to rounding in float64."""
