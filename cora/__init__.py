@@ -4,7 +4,7 @@
     latents = encoder(clips)                # uint8 [B, T, S, S, 3] -> [L, B, N, D]
 
     energy = cora.Energy(hierarchy)         # predictive coding on any hierarchy of levels
-    learner, trace = cora.step(energy, learner, cora.Evidence(x, goals), cora.preset("pc", depth), optimiser)
+    learner, trace = cora.step(energy, learner, cora.Evidence(x, goals), cora.preset("pc", hierarchy), optimiser)
 
 What reads files (`cora.video`, `cora.store`), trains (`cora.train`) and measures (`cora.measure`) is imported by name.
 """
@@ -61,6 +61,12 @@ _LATER = {
     "step": "cora.pc.learn",
     "preset": "cora.pc.presets",
 }
+_NOW = ("ConfigError", "Pretrain", "Encoder", "Evidence", "Hierarchy", "Hold", "Level", "Masks", "Network", "Params")
+
+
+def __dir__() -> list[str]:
+    """Returns the public names, those too that are imported only when asked for."""
+    return sorted((*_NOW, *_LATER, "__version__"))
 
 
 def __getattr__(name: str) -> Any:

@@ -63,7 +63,8 @@ class Level(NamedTuple):
     readout: Callable[[Theta, State, Context], State] | None = None
     """g_l: what z_l predicts of this level's own goal."""
     error: Callable[[State, State], Float[Array, " B"]] | None = None
-    """ρ(g_l, goal) of every sample: any loss that is differentiable in its first argument."""
+    """ρ(g_l, goal) of every sample: any loss that is differentiable in its first argument. It stands where a readout
+    does. A goal is what the loss takes (labels, trees), but one of floats must not broadcast against the readout."""
     decode: Callable[[Theta, State, Context], State] | None = None
     """b_l: the prediction of z_{l-1} from z_l (generative and bidirectional hierarchies)."""
     repeat: Count = 1
@@ -90,7 +91,8 @@ class Evidence(NamedTuple):
     input: State
     """z_0, [B, ...]."""
     goals: tuple[State, ...] = ()
-    """One entry a Level, [repeat, B, ...]; None where a Level has no readout. Empty: no level has one."""
+    """One entry a Level, [repeat, B, ...]; None where a Level has no readout. Empty: no level has one, or nothing is
+    known of what they read out (`predict`)."""
     context: Context = None
     top: State = None
     """The highest value node where that is clamped, [B, ...]."""

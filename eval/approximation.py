@@ -27,12 +27,12 @@ from cora.pc.learn import Learner, Learning, Rule, learn, step
 from cora.pc.presets import preset, sgd
 from cora.types import Evidence, Key
 
-SETTINGS: dict[str, tuple[int, float]] = {
-    "bp": (1, 1.0), "zil": (0, 1.0), "fixed_pred": (20, 0.1), "nudged": (20, 0.1), "epc": (5, 0.001),
-    "pc_ode": (0, 0.0), "pc": (20, 0.1), "strict": (20, 0.1), "accumulate": (20, 0.1), "ipc": (20, 0.1),
-    "hybrid": (20, 0.1), "mcpc": (20, 0.1), "local": (1, 1.0), "bpc": (20, 0.1), "hpc": (20, 0.1),
+SETTINGS: dict[str, tuple[()] | tuple[int, float]] = {
+    "bp": (), "zil": (), "fixed_pred": (20, 0.1), "nudged": (20, 0.1), "epc": (5, 0.001),
+    "pc_ode": (), "pc": (20, 0.1), "strict": (20, 0.1), "accumulate": (20, 0.1), "ipc": (20, 0.1),
+    "hybrid": (20, 0.1), "mcpc": (20, 0.1), "local": (), "bpc": (20, 0.1), "hpc": (20, 0.1),
 }
-"""Preset -> inference steps and rate. `bpc` and `hpc` need levels that decode: the perceptron alone."""
+"""Preset -> inference steps and rate, where it takes them. `bpc` and `hpc` need levels that decode: the perceptron."""
 
 
 def plain(chain: Chain, params: Trees, now: Evidence) -> Trees:
@@ -84,7 +84,7 @@ def every_preset(file: Path, x: jax.Array, goal: jax.Array) -> None:
     def one(chain: Chain, params: Trees, rule: str, x: jax.Array) -> dict[str, Any]:
         energy = Energy(chain.hierarchy)
         cosine, ratio = compare(chain, energy, params, evidence(chain, x, goal),
-                                preset(rule, energy.depth, *SETTINGS[rule]))
+                                preset(rule, chain.hierarchy, *SETTINGS[rule]))
         return {"cosine": cosine.tolist(), "ratio": ratio.tolist()}
 
     for name, (chain, shape) in networks(len(x)).items():
@@ -115,7 +115,7 @@ def limits(file: Path, x: jax.Array, goal: jax.Array) -> None:
                                ("strict", 0.1, (5, 20, 80, 320)), ("pc", 0.1, (20, 320))):
         for n in counts:
             once(file, {"study": "steps", "rule": rule, "rate": rate, "steps": n},
-                 partial(one, preset(rule, energy.depth, n, rate)))
+                 partial(one, preset(rule, chain.hierarchy, n, rate)))
     for rate in (1e-4, 1e-3, 1e-2, 1e-1):
         step_once = (Inference(variable="error", steps=1, optimiser=sgd(rate)), Learning(amplify=1 / rate))
         once(file, {"study": "rate", "rate": rate}, partial(one, step_once))
@@ -133,7 +133,7 @@ def precision(file: Path) -> None:
     now = evidence(chain, x, y)
 
     def one(k: float) -> dict[str, Any]:
-        energy, rule = Energy(chain.hierarchy, target=1 / (k or 1)), preset("pc", 1, 30, 0.2)
+        energy, rule = Energy(chain.hierarchy, target=1 / (k or 1)), preset("pc", chain.hierarchy, 30, 0.2)
 
         def find(params: Trees) -> Trees:
             return learn(energy, params, now, rule)[0].params if k else plain(chain, params, now)
@@ -152,7 +152,8 @@ def width(file: Path, x: jax.Array, goal: jax.Array) -> None:
     def one(how: nets.Parameterisation, units: int) -> dict[str, Any]:
         chain = nets.mlp((64, units, units, units, 10), jnp.tanh, parameterisation=how)
         energy, params = Energy(chain.hierarchy), jax.jit(chain.init)(jax.random.key(0))
-        cosine, ratio = compare(chain, energy, params, evidence(chain, x, goal), preset("pc", 3, 200, 0.2))
+        rule = preset("pc", chain.hierarchy, 200, 0.2)
+        cosine, ratio = compare(chain, energy, params, evidence(chain, x, goal), rule)
         return {"cosine": cosine.tolist(), "ratio": ratio.tolist()}
 
     kinds: tuple[nets.Parameterisation, ...] = ("sp", "mupc")

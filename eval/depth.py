@@ -30,8 +30,8 @@ from cora.pc.infer import Inference, settle
 from cora.pc.learn import Learning, Rule, learn
 from cora.pc.presets import preset, sgd
 
-REACH: dict[str, tuple[str, int, float]] = {
-    "backprop": ("bp", 1, 1.0), "states, 20 steps of .1": ("pc", 20, 0.1),
+REACH: dict[str, tuple[str] | tuple[str, int, float]] = {
+    "backprop": ("bp",), "states, 20 steps of .1": ("pc", 20, 0.1),
     "errors, 5 steps of .001": ("epc", 5, 0.001), "errors, 5 steps of .05": ("epc", 5, 0.05),
 }
 """name -> (preset, steps, rate)."""
@@ -50,10 +50,10 @@ def reach(file: Path, seeds: int, steps: int) -> None:
     pairs, tests = digits(seeds)
     energy, params = Energy(chain.hierarchy), jax.jit(chain.init)(jax.random.key(0))
     now = evidence(chain, jnp.asarray(pairs[0][0][:64]), jnp.asarray(pairs[0][1][:64]))
-    exact = jax.jit(lambda p: learn(energy, p, now, preset("bp", energy.depth))[0].params)(params)
+    exact = jax.jit(lambda p: learn(energy, p, now, preset("bp", energy.hierarchy))[0].params)(params)
 
-    def one(kind: str, count: int, rate: float) -> dict[str, Any]:
-        rule = preset(kind, energy.depth, count, rate)
+    def one(kind: str, *pace: Any) -> dict[str, Any]:
+        rule = preset(kind, chain.hierarchy, *pace)
         found = jax.jit(lambda p: learn(energy, p, now, rule)[0].params)(params)
         _, marks = train(chain, rule, pairs, steps=steps, report=(steps,), judge=accuracy(chain, tests))
         return {"scores": marks[steps], "ratio": np.asarray(diagnose.norm_ratio(found, exact)).tolist(),
@@ -69,7 +69,7 @@ def transfer(file: Path, seeds: int, steps: int) -> None:
 
     def one(how: nets.Parameterisation, rate: float, depth: int) -> dict[str, Any]:
         chain = nets.mlp((784, *[64] * (depth - 1), 10), residual=True, bias=False, parameterisation=how)
-        rule = preset("pc", depth - 1, depth, 0.5 / 64)  # JPC's .5 on an energy that is a mean over 64 samples
+        rule = preset("pc", chain.hierarchy, depth, 0.5 / 64)  # JPC's .5 on an energy that is a mean over 64 samples
         _, marks = train(chain, rule, pairs, steps=steps, rate=rate, report=(steps,), judge=accuracy(chain, tests))
         return {"scores": marks[steps]}
 
@@ -96,7 +96,8 @@ def choices() -> dict[str, tuple[Chain, Rule]]:
     def net(**changed: Any) -> Chain:
         return nets.mlp((64, *[64] * 7, 10), jnp.tanh, **changed)
 
-    base, (plain, learning) = net(), preset("pc", 7, 20, 0.1)
+    base = net()
+    plain, learning = preset("pc", base.hierarchy)
 
     def infer(**changed: Any) -> tuple[Chain, Rule]:
         return base, (replace(plain, **changed), learning)
@@ -114,8 +115,8 @@ def choices() -> dict[str, tuple[Chain, Rule]]:
         "stop .5": infer(stop=0.5), "stop .2": infer(stop=0.2),
         "precision 4 at the wavefront": infer(precision=late),
         "precision .2 rising to 1": infer(precision=rising),
-        "errors, not states (5 of .001)": (base, preset("epc", 7, 5, 0.001)),
-        "backprop": (base, preset("bp", 7)),
+        "errors, not states (5 of .001)": (base, preset("epc", base.hierarchy, 5, 0.001)),
+        "backprop": (base, preset("bp", base.hierarchy)),
     }
 
 
@@ -141,7 +142,7 @@ def first_batch(energy: Energy, now: Any, rule: tuple[Inference, Learning]) -> C
         sizes = settle(energy, params, now, rule[0])[1].residual[: rule[0].steps]
         going = sizes >= rule[0].stop * jax.lax.cummax(sizes)
         ours = learn(energy, params, now, rule)[0].params
-        theirs = learn(energy, params, now, preset("bp", energy.depth))[0].params
+        theirs = learn(energy, params, now, preset("bp", energy.hierarchy))[0].params
         return (jnp.sum(jnp.cumprod(going)), diagnose.cosine(ours, theirs)[0], diagnose.norm_ratio(ours, theirs)[0])
 
     return look

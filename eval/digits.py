@@ -31,13 +31,13 @@ from cora.pc.learn import Learner, Rule, step
 from cora.pc.presets import preset
 
 MARKS = (100, 200, 300)
-RULES: dict[str, tuple[int, float]] = {
-    "bp": (1, 1.0), "pc": (8, 0.5), "pc, rate/64": (8, 0.5 / 64), "pc_ode": (0, 0.0), "epc": (5, 0.001),
-    "zil": (0, 1.0), "fixed_pred": (8, 0.5), "strict": (8, 0.5), "ipc": (8, 0.5), "accumulate": (8, 0.5),
-    "nudged": (8, 0.5), "local": (1, 1.0),
+RULES: dict[str, tuple[()] | tuple[int, float]] = {
+    "bp": (), "pc": (8, 0.5), "pc, rate/64": (8, 0.5 / 64), "pc_ode": (), "epc": (5, 0.001),
+    "zil": (), "fixed_pred": (8, 0.5), "strict": (8, 0.5), "ipc": (8, 0.5), "accumulate": (8, 0.5),
+    "nudged": (8, 0.5), "local": (),
 }
-"""Preset -> inference steps and rate; JPC's energy is a mean over the batch of 64, so that its rates are 64 times
-smaller here. `local` has no error but the top's: its lower levels stay as they were drawn."""
+"""Preset -> inference steps and rate, where it takes them; JPC's energy is a mean over the batch of 64, so that its
+rates are 64 times smaller here. `local` has no error but the top's: its lower levels stay as they were drawn."""
 
 
 def smaller(chain: Chain) -> Chain:
@@ -73,7 +73,7 @@ def study(
     pairs = [(data.train[0], goals(data)) for data in sets]
 
     def one(name: str) -> dict[str, Any]:
-        rule = preset(name.split(",")[0], F.Energy(chain.hierarchy).depth, *RULES[name])
+        rule = preset(name.split(",")[0], chain.hierarchy, *RULES[name])
         begun = time.perf_counter()
         _, marks = train(chain, rule, pairs, steps=max(MARKS), report=MARKS, judge=judge)
         return {"settings": RULES[name], "scores": [marks[m] for m in MARKS],
@@ -96,7 +96,7 @@ def decoder(file: Path, sets: list[Data], latents: int = 20) -> None:
     A latent is predicted from nothing; pictures pull it away in 20 inference steps, in training and in the test alike.
     """
     chain = nets.mlp((latents, 128, 784), jnp.tanh, prior="zero")
-    rule = preset("pc", 2, 20, 0.1)
+    rule = preset("pc", chain.hierarchy, 20, 0.1)
 
     @jax.jit
     def miss(params: F.Trees, x: jax.Array) -> tuple[jax.Array, jax.Array]:

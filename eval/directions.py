@@ -23,7 +23,7 @@ from cora.nets.hierarchy import build
 from cora.pc import diagnose, settled
 from cora.pc.energy import Trees
 from cora.pc.learn import learn
-from cora.pc.presets import preset
+from cora.pc.presets import ALONE, preset
 from cora.store import weights
 from cora.types import Network, Params, Sight
 
@@ -42,7 +42,8 @@ def gradient(network: Network, rule: Named, params: Params, sight: Sight) -> Tre
     """Returns this rule's gradient of every level's blocks."""
     energy, trees, evidence, _ = settled.problem(network, params, params.encoder, sight)
     name, steps, rate = rule
-    found = learn(energy, trees, evidence, preset(name, energy.depth, steps, rate), sight.key)[0]
+    pace = () if name in ALONE else (steps, rate)
+    found = learn(energy, trees, evidence, preset(name, energy.hierarchy, *pace), sight.key)[0]
     return (found.params[0][0]["blocks"],)  # a level's norm belongs to what reads it: no state error reaches it
 
 

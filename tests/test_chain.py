@@ -112,7 +112,7 @@ def test_exact_is_the_gradient_of_the_plain_network(name):
         return jnp.sum((goal - out) ** 2) / 2 / 4, out
 
     energy = F.Energy(built.hierarchy)
-    clamps, rule = evidence(built, x, goal), preset("exact", energy.depth)
+    clamps, rule = evidence(built, x, goal), preset("exact", energy.hierarchy)
 
     def both(p):
         return learn(energy, p, clamps, rule)[0].params, jax.grad(loss, has_aux=True)(p), output(built, p, x)
@@ -211,7 +211,7 @@ def test_a_generative_net_predicts_its_latent_from_nothing(prior):
     assert np.array_equal(z[0][0][0], np.tile(mean, (4, 1)))
     picture = normal(3, 4, 8)
     found, settled, trace = jax.jit(lambda p: learn(energy, p, evidence(net, jnp.zeros((4, 1)), picture),
-                                                    preset("pc", 2, 50, 0.05)))(params)
+                                                    preset("pc", net.hierarchy, 50, 0.05)))(params)
     assert np.std(settled.z[0][0], axis=0).min() > 0, "every sample finds a latent of its own"
     assert np.sum(trace.energy[-1]) < np.sum(trace.energy[0])
     if prior == "learned":  # the slope of |z - mean|²/2, a mean over the batch

@@ -125,7 +125,7 @@ def test_every_field_of_every_dataclass_refuses_what_it_does_not_mean(name):
 W = (jnp.eye(2), jnp.eye(2))
 ROW = jnp.ones((1, 2))
 BUILDERS = {
-    "preset": (presets.preset, {"name": "pc", "depth": 3}), "sized": (c.sized, {"name": "tiny"}),
+    "preset": (presets.preset, {"name": "pc", "hierarchy": NET.hierarchy}), "sized": (c.sized, {"name": "tiny"}),
     "recipe": (attentive.recipe, {"name": "cpu"}), "mlp": (chain.mlp, {"sizes": (4, 8, 2)}),
     "cnn": (chain.cnn, {"image": (8, 8, 1), "channels": (2,), "outputs": 2}),
     "transformer": (chain.transformer, {"tokens": 2, "inputs": 3, "width": 4, "heads": 2, "blocks": 1, "outputs": 2}),
@@ -275,8 +275,14 @@ def test_the_rules_that_read_steps_and_rate_are_those_whose_presets_do():
     rules = set(typing.get_args(typing.get_type_hints(c.Learn)["rule"])) - set(c.DIRECT)
     assert rules == set(SETTLING)
     for rule in rules:
-        base, more, faster = (parts_of(presets.preset(rule, 3, *it)) for it in ((5, 0.1), (7, 0.1), (5, 0.15)))
-        assert ((base != more), (base != faster)) == (rule in STEPPED,) * 2, rule
+        if rule not in STEPPED:
+            for pace, field in (((5, None), "steps"), ((None, 0.1), "rate")):
+                with pytest.raises(c.ConfigError, match=rf"preset.{field} = .*nothing reads it under '{rule}'"):
+                    presets.preset(rule, NET.hierarchy, *pace)
+            continue
+        base, more, faster = (parts_of(presets.preset(rule, NET.hierarchy, *it))
+                              for it in ((5, 0.1), (7, 0.1), (5, 0.15)))
+        assert base != more and base != faster, rule
 
 
 @pytest.mark.parametrize("eps", [1e-8, 0.5, 10.0])

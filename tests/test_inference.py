@@ -161,7 +161,7 @@ def test_langevin_steps_sample_the_posterior():
     net = chain.mlp((1, 1, 1), lambda x: x, bias=False)
     params = ({"f": {"w": jnp.full((1, 1, 1), 0.8)}, "g": {"w": jnp.full((1, 1, 1), 1.2)}},)
     evidence = Evidence(jnp.ones((20000, 1)), (jnp.full((1, 20000, 1), 0.5),))
-    rule, _ = presets.preset("mcpc", 1, 60, 0.1)
+    rule, _ = presets.preset("mcpc", net.hierarchy, 60, 0.1)
     found, _ = compiled(lambda p, k: infer.settle(Energy(net.hierarchy), p, evidence, rule, k))(
         params, jax.random.key(3))
     h = 1 + 1.2**2

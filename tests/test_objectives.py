@@ -157,7 +157,7 @@ def test_the_scanned_rule_is_the_preset_local_on_seen_tokens_too():
 
     def general(params):
         energy, trees, evidence, _ = settled.problem(network, params, teacher, sight)
-        found = learn(energy, trees, evidence, preset("local", MODEL.levels))[0].params[0]
+        found = learn(energy, trees, evidence, preset("local", energy.hierarchy))[0].params[0]
         return jax.tree.map(lambda g: g / energy.target, found)
 
     assert largest_gap(compiled(general)(params), (gradient.encoder.levels, gradient.predictors)) < 1e-4

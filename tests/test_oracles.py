@@ -45,7 +45,7 @@ def torch2pc():
 
 
 RULES = {
-    "exact": ("exact", 1, 1.0),
+    "exact": ("exact",),
     "fixedpred_eta1_n4": ("fixed_pred", 4, 1.0),
     "fixedpred_eta0.1_n20": ("fixed_pred", 20, 0.1),
     "strict_eta0.1_n20": ("strict", 20, 0.1),
@@ -57,7 +57,7 @@ RULES = {
 def test_torch2pc(torch2pc, name):
     """Weight and bias gradients, errors (of the opposite sign there) and, where kept, states."""
     o, energy, params, evidence = torch2pc
-    rule = presets.preset(RULES[name][0], 3, *RULES[name][1:])
+    rule = presets.preset(RULES[name][0], energy.hierarchy, *RULES[name][1:])
     found, settled, _ = compiled(lambda p: learn.learn(energy, p, evidence, rule))(params)
     layers = [found.params[0]["f"], found.params[1]["f"], found.params[2]["f"], found.params[2]["g"]]
     for i, layer in enumerate(layers):

@@ -135,21 +135,23 @@ def test_energies_are_the_native_ones_at_any_states(case):
     assert float(jnp.min(ours[0])) > 0.1
 
 
-def chosen(name, depth):
+def chosen(name, hierarchy):
     if name == "momentum":
         return Inference(steps=4, optimiser=optax.sgd(0.05, momentum=0.9)), Learning()
     if name == "schedule":
-        return Inference(steps=3, precision=lambda step: 1.0 + step + jnp.arange(float(depth))), Learning()
-    return presets.preset(name, depth, 4, 0.1)
+        levels = float(F.Energy(hierarchy).depth)
+        return Inference(steps=3, precision=lambda step: 1.0 + step + jnp.arange(levels)), Learning()
+    return presets.preset(name, hierarchy, 4, 0.1)
 
 
 @pytest.mark.parametrize("case, name", [(net, "pc") for net in NETS] + [
-    ("tanh tree", "nudged"), ("tanh tree", "momentum"), ("tanh repeated", "schedule"), ("tanh clamped", "schedule"),
+    ("relu cross_entropy", "nudged"), ("tanh clamped", "nudged"), ("tanh tree", "momentum"),
+    ("tanh repeated", "schedule"), ("tanh clamped", "schedule"),
 ], indirect=["case"])
 def test_settled_states_and_gradients_are_the_native_ones(case, name):
     """Gradient, states, errors, energies of every step and residuals, to rounding in float64."""
     energy, params, evidence = case
-    rule = chosen(name, energy.depth)
+    rule = chosen(name, energy.hierarchy)
     ours, theirs = (compiled(lambda p, e, of=of: of.learn(energy, p, e, rule))(params, evidence)
                     for of in (bridge, learn))
     near(ours, theirs)
@@ -160,7 +162,7 @@ def test_noise_is_the_native_noise(float64):
     net = chain.mlp((3, 4, 5, 2), jnp.tanh)
     params, x = net.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (6, 3))
     energy, evidence = F.Energy(net.hierarchy), Evidence(x, (None, jnp.ones((1, 6, 2))))
-    rule = presets.preset("mcpc", 2, 4, 0.05)
+    rule = presets.preset("mcpc", net.hierarchy, 4, 0.05)
     run = lambda of, seed: compiled(lambda p: of.learn(energy, p, evidence, rule, jax.random.key(seed)))(params)  # noqa: E731
     near(run(bridge, 3), run(learn, 3))
     assert gap(run(bridge, 3), run(bridge, 4)) > 1e-2
@@ -171,7 +173,7 @@ def test_noise_is_the_native_noise(float64):
 def test_a_clamped_top_stays_where_it_is_under_noise(float64):
     net = chain.mlp((3, 4, 2), jnp.tanh, clamped=True)
     params, evidence = net.init(jax.random.key(0)), Evidence(jnp.ones((6, 3)), top=jnp.full((6, 2), 0.5))
-    rule = presets.preset("mcpc", 2, 4, 0.05)
+    rule = presets.preset("mcpc", net.hierarchy, 4, 0.05)
     _, settled, _ = bridge.learn(F.Energy(net.hierarchy), params, evidence, rule, jax.random.key(0))
     near(settled.z[-1][-1], evidence.top, 0.0)
 
@@ -222,10 +224,10 @@ def test_only_the_engine_that_is_asked_for_is_taken(monkeypatch):
     ("accumulate", "when = 'sum'"),
 ])
 def test_rules_that_pcx_does_not_have_are_refused(name, field):
-    net = chain.mlp((3, 4, 2))
+    net = chain.mlp((3, 4, 2), decode=name == "hpc")
     params, evidence = net.init(jax.random.key(0)), Evidence(jnp.ones((2, 3)), (jnp.ones((1, 2, 2)),))
     with pytest.raises(ValueError, match=f"^{field}: PCX has no such rule; nearest: '?(state|current|last|settled|F)"):
-        bridge.learn(F.Energy(net.hierarchy), params, evidence, presets.preset(name, 1))
+        bridge.learn(F.Energy(net.hierarchy), params, evidence, presets.preset(name, net.hierarchy))
 
 
 def test_a_stop_rule_is_refused():
@@ -242,17 +244,18 @@ def small():
 def test_steps_are_scanned_not_unrolled():
     energy, params, evidence = small()
     size = lambda steps: len(str(jax.make_jaxpr(  # noqa: E731
-        lambda p: bridge.learn(energy, p, evidence, presets.preset("pc", 2, steps)))(params)))
+        lambda p: bridge.learn(energy, p, evidence, presets.preset("pc", energy.hierarchy, steps)))(params)))
     assert size(40) < 1.02 * size(2)
 
 
 def test_the_global_random_key_is_left_alone():
     energy, params, evidence = small()
     before = np.asarray(pcx.RKG.key.get())
-    compiled(lambda p: bridge.learn(energy, p, evidence, presets.preset("pc", 2, 2)))(params)
+    rule = presets.preset("pc", energy.hierarchy, 2)
+    compiled(lambda p: bridge.learn(energy, p, evidence, rule))(params)
     np.testing.assert_array_equal(before, np.asarray(pcx.RKG.key.get()))
     with pytest.raises(TypeError):
-        compiled(lambda p: bridge.learn(energy, p, evidence._replace(input="none"), presets.preset("pc", 2, 2)))(params)
+        compiled(lambda p: bridge.learn(energy, p, evidence._replace(input="none"), rule))(params)
     np.testing.assert_array_equal(before, np.asarray(pcx.RKG.key.get()))
 
 

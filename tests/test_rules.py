@@ -16,10 +16,11 @@ from cora.pc import energy as F
 from cora.pc import masks, presets, rules, settled
 from cora.pc.learn import learn
 from cora.pc.rules import energies, level_energy, start, teach
-from cora.types import Encoder, Params, Sight
+from cora.types import Encoder, Level, Params, Sight
 
 MODEL = config.Model(frames=4, size=32, patch=8, tubelet=2, width=24, heads=2, levels=3, blocks=1,
                      predictor_width=12, predictor_heads=1)
+HIERARCHY = (Level(lambda tree, z, context: z, repeat=MODEL.levels),)
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +145,14 @@ def test_memory_of_local_does_not_grow_with_depth():
 def test_local_is_the_preset_of_that_name(case):
     """The memory-flat scan, and one step of the general machinery linearised at the forward pass, are one rule."""
     scanned, energy = compiled(rules.local, static_argnums=0)(*case)
-    general, same = compiled(settled.settled(presets.preset("local", MODEL.levels)), static_argnums=0)(*case)
+    general, same = compiled(settled.settled(presets.preset("local", HIERARCHY)), static_argnums=0)(*case)
     assert largest_gap(scanned, general) < 1e-5
     np.testing.assert_allclose(energy, same, rtol=1e-5)
 
 
 def test_exact_is_backprop_through_all_levels(case):
     through, _ = compiled(rules.backprop_all, static_argnums=0)(*case)
-    general, _ = compiled(settled.settled(presets.preset("exact", MODEL.levels)), static_argnums=0)(*case)
+    general, _ = compiled(settled.settled(presets.preset("exact", HIERARCHY)), static_argnums=0)(*case)
     assert largest_gap(through, general) < 1e-5
 
 
@@ -176,10 +177,10 @@ def test_every_rule_of_the_config_has_its_preset():
 def test_what_a_run_logs_of_its_inference(case):
     """Backprop is told to be backprop; after one state step of pc only the top level's own error has moved a state."""
     look = compiled(settled.inspected, static_argnums=(0, 1))
-    exact = look(presets.preset("exact", MODEL.levels), *case)
+    exact = look(presets.preset("exact", HIERARCHY), *case)
     np.testing.assert_allclose(exact["backprop_cosine"], 1, atol=1e-5)
     np.testing.assert_allclose(exact["backprop_ratio"], 1, atol=1e-5)
-    pc = look(presets.preset("pc", MODEL.levels, 4, 0.1), *case)
+    pc = look(presets.preset("pc", HIERARCHY, 4, 0.1), *case)
     assert (pc["energy_last"] < pc["energy_first"]).any() and float(pc["residual"][0]) < 1
     assert pc["error_norm"].shape == (MODEL.levels,) and (pc["error_norm"] > 0).all()
 
@@ -189,7 +190,7 @@ def test_one_step_of_pc_leaves_a_level_what_its_lower_neighbours_step_does_not_b
     like targets the two cancel. With predictions held at the forward pass (`local`, η = 1), e_l = -δ_l."""
     network, params, teacher, sight = case
 
-    def errors(name, rate, params):
+    def errors(name, pace, params):
         energy, trees, evidence, _ = settled.problem(network, params, teacher, sight)
         z = F.forward(energy, trees, evidence)
         asked = jax.grad(lambda z: F.total(energy, trees, z, evidence))(z)
@@ -198,11 +199,11 @@ def test_one_step_of_pc_leaves_a_level_what_its_lower_neighbours_step_does_not_b
             return F.predict(energy, trees, F.below(z, evidence.input), evidence.context)
 
         passed = jax.jvp(below, (z,), (asked,))[1]
-        rest = learn(energy, trees, evidence, presets.preset(name, MODEL.levels, 1, rate))[1]
+        rest = learn(energy, trees, evidence, presets.preset(name, energy.hierarchy, *pace))[1]
         return asked, passed, rest.errors.state
 
-    for name, rate, share in (("pc", 1e-2, 1.0), ("local", 1.0, 0.0)):
-        asked, passed, found = compiled(partial(errors, name, rate))(params)
+    for name, pace, rate, share in (("pc", (1, 1e-2), 1e-2, 1.0), ("local", (), 1.0, 0.0)):
+        asked, passed, found = compiled(partial(errors, name, pace))(params)
         expected = jax.tree.map(lambda own, low, r=rate, s=share: -r * (own - s * low), asked, passed)
         scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
         assert largest_gap(found, expected) < 2e-2 * scale

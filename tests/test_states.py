@@ -102,7 +102,7 @@ def test_states_start_at_zero_normal_or_anywhere():
     with pytest.raises(ValueError, match="needs a key"):
         settle(energy, params, evidence, still, start="normal")
     with pytest.raises(ValueError, match="forward pass alone"):
-        settle(energy, params, evidence, cora.preset("zil", 4)[0], start="zeros")
+        settle(energy, params, evidence, cora.preset("zil", energy.hierarchy)[0], start="zeros")
 
 
 def test_a_part_is_filled_in_with_its_conditional_mean():
@@ -189,7 +189,8 @@ def test_a_top_held_by_a_mask_is_a_clamped_top():
     net = chain.mlp((3, 4, 4, 2), jnp.tanh, clamped=True)
     params, (a, b) = net.init(jax.random.key(0)), jax.random.split(jax.random.key(1))
     x, y = jax.random.normal(a, (5, 3)), jax.random.normal(b, (5, 2))
-    for rule in (MOMENTUM, replace(MOMENTUM, wave=True), cora.preset("epc", 3)[0], cora.preset("bp", 3)[0]):
+    named = (cora.preset(name, net.hierarchy)[0] for name in ("epc", "bp"))
+    for rule in (MOMENTUM, replace(MOMENTUM, wave=True), *named):
         run = learner(cora.Energy(net.hierarchy), (rule, Learning()))
         held = Evidence(x, held=(None, None, Hold(y[None], jnp.ones((1, 5, 2), bool))))
         near(run(params, held)[:2], run(params, Evidence(x, top=y))[:2], 1e-12)

@@ -98,7 +98,7 @@ def test_the_products_saved_are_those_of_levels_not_reached():
     forward = compiled(lambda p, x: [x := jnp.tanh(x) @ w for w in p])
     pass_ = forward.lower([jax.ShapeDtypeStruct((32, 32), jnp.float32)] * 12, evidence.input).compile()
     pass_ = pass_.cost_analysis()["flops"]
-    rule, learning = preset("pc", 12, 4, 0.1)
+    rule, learning = preset("pc", net.hierarchy, 4, 0.1)
     assert rule.wave
     with_wave, without = (flops((replace(rule, wave=on), learning)) - pass_ for on in (True, False))
     assert 0.2 < with_wave / without < 0.36

@@ -17,7 +17,7 @@ def cora(problem: Problem, start: Material) -> Contender:
     """Returns Cora's program."""
     hierarchy = mlp(problem.sizes, getattr(jax.nn, problem.act), order="after").hierarchy
     energy, tx = Energy(hierarchy), adam()
-    rule = preset("pc", energy.depth, problem.steps, problem.rate)
+    rule = preset("pc", hierarchy, problem.steps, problem.rate)
     params, first = [], 0
     for level in hierarchy:
         w, b = zip(*start.weights[first : first + level.repeat], strict=True)

@@ -33,18 +33,28 @@ class Chain(NamedTuple):
     init: Callable[[Key], Trees]
 
 
+def _alike(name: str, guess: Array, goal: Array, words: str = "") -> None:
+    """Raises ValueError where a goal would broadcast."""
+    if guess.shape != goal.shape:
+        raise ValueError(f"{name}: a goal {list(goal.shape)} for a readout {list(guess.shape)}; expected the same "
+                         f"shape{words}")
+
+
 def squared(guess: Float[Array, "B ..."], goal: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """Returns half the sum of squares of every sample."""
+    _alike("squared", guess, goal)
     return jnp.sum(jnp.square(goal - guess).reshape(guess.shape[0], -1), axis=1) / 2
 
 
 def cross_entropy(logits: Float[Array, "B D"], goal: Float[Array, "B D"]) -> Float[Array, " B"]:
     """Returns -Σ goal log softmax(logits) of every sample; `goal` holds class probabilities."""
+    _alike("cross_entropy", logits, goal, " of class probabilities; nearest: jax.nn.one_hot(labels, classes)")
     return -jnp.sum(goal * jax.nn.log_softmax(logits), axis=-1)
 
 
 def smooth_l1(guess: Float[Array, "B ..."], goal: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """Returns the sum of Huber's loss with threshold 1 of every sample."""
+    _alike("smooth_l1", guess, goal)
     far = jnp.abs(goal - guess)
     each = jnp.where(far < 1, jnp.square(far) / 2, far - 0.5)
     return jnp.sum(each.reshape(guess.shape[0], -1), axis=1)
@@ -55,7 +65,8 @@ def factors(sizes: tuple[int, ...], parameterisation: Parameterisation, residual
     """Returns the forward factor a_l of every layer.
 
     sp: 1. ntp: 1/sqrt(inputs) (a residual hidden layer: 1/sqrt(inputs L)). mupc: as ntp, but the output 1/inputs.
-    Source: μPC (arXiv 2505.13124); the weights of ntp and mupc are drawn with unit variance.
+    Source: μPC (arXiv 2505.13124); the weights of ntp and mupc are drawn with unit variance. JPC multiplies a layer's
+    bias by a_l too; here it stands beside, so that what it adds learns 1/a_l² times as fast by SGD, 1/a_l by Adam.
     """
     depth = len(sizes) - 1
     if parameterisation == "sp":
@@ -88,9 +99,10 @@ def mlp(
 ) -> Chain:
     """Returns a perceptron of len(sizes) - 1 layers: a_l W_l act(z_{l-1}) + b_l, plus z_{l-1} where residual.
 
-    `order="after"` is act(a_l W_l z_{l-1} + b_l) with a linear last layer (Torch2PC, the Tutorial) instead of JPC's and
-    PCX's act-before-weight; equal hidden layers become one Level, repeated. `decode` gives every level a linear
-    top-down prediction b_l(z) = V_l act(z) of the level below (bidirectional and hybrid hierarchies).
+    `order="after"` is act(a_l W_l z_{l-1} + b_l) with a linear last layer (PCX's tutorials, Torch2PC; the Tutorial's
+    last layer has the activation as well) instead of JPC's act-before-weight. Biases are never multiplied by a_l, as
+    JPC's are. Equal hidden layers become one Level, repeated. `decode` gives every level a linear top-down prediction
+    b_l(z) = V_l act(z) of the level below (bidirectional and hybrid hierarchies).
 
     An autoencoder is an mlp whose goal is its input. With a `prior` the mlp is generative: sizes[0] units are a latent,
     and one more level, underneath, predicts them from nothing: it reads its input's batch axis alone (any [B, _] does).

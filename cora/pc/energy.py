@@ -37,6 +37,11 @@ class Energy:
 
     def __post_init__(self) -> None:
         check("energy", self)
+        for i, level in enumerate(self.hierarchy):
+            require(level.readout is None or level.error is not None, f"energy.hierarchy[{i}].error", None,
+                    "its Level has a readout, which nothing would teach; nearest: chain.squared")
+            require(level.error is None or level.readout is not None, f"energy.hierarchy[{i}].readout", None,
+                    "its Level has an error, which has nothing to measure; nearest: error=None")
         for name, part in (("precision", "encode"), ("target", "readout"), ("reverse", "decode")):
             value = getattr(self, name)
             require(not isinstance(value, tuple) or len(value) == self.depth, f"energy.{name}", value,
@@ -184,9 +189,9 @@ def read(energy: Energy, params: Trees, z: Activities, context: Context) -> tupl
 
 
 def judge(energy: Energy, readouts: tuple[State, ...], goals: tuple[State, ...]) -> Float[Array, "L B"]:
-    """Returns λ_l ρ_l of every level and sample, 0 where a Level reads nothing out."""
+    """Returns λ_l ρ_l of every level and sample, 0 where a Level reads nothing out or has no goal."""
     rows = [
-        None if level.error is None or guess is None else jax.vmap(level.error)(guess, goal)
+        None if level.error is None or guess is None or goal is None else jax.vmap(level.error)(guess, goal)
         for level, guess, goal in zip(energy.hierarchy, readouts, goals or (None,) * len(readouts), strict=True)
     ]
     batch = next((row.shape[1] for row in rows if row is not None), 1)

@@ -6,99 +6,25 @@ a gradient flow) and when to stop.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from cora.meaning import Natural, Only, Positive, Weight
+from cora.pc import edge, wave
 from cora.pc import energy as F
-from cora.pc import wave
 from cora.pc.energy import Energy, Trees, add, scale
-from cora.pc.flow import ENDS, LONGEST, flow
+from cora.pc.flow import ENDS, flow
+from cora.pc.how import Begin as Begin
+from cora.pc.how import Inference as Inference
+from cora.pc.how import Start as Start
+from cora.pc.how import begin, ruled
 from cora.pc.slope import aimed, aims, arrived, closing, missed, shorten, slopes, unclamped, unmoved
-from cora.schema import check, require
 from cora.types import Activities, Evidence, Key, State
-
-PLAIN = optax.sgd(0.1)
-DESCENT, STATES, FLOW = Only("variable", "state", "error"), Only("variable", "state"), Only("variable", "flow")
-
-
-Solver = Literal["Euler", "Heun", "Midpoint", "Ralston", "Bosh3", "Tsit5", "Dopri5", "Dopri8",
-                 "ImplicitEuler", "Kvaerno3", "Kvaerno4", "Kvaerno5"]
-
-
-@dataclass(frozen=True)
-class Inference:
-    """How value nodes settle; the default is a plain gradient descent on the states."""
-
-    variable: Literal["none", "state", "error", "flow"] = "state"
-    """`none`: the forward pass. `state`: descent on z. `error`: descent on e with z = f(z) + e (ePC). `flow`: the
-    gradient flow of z, integrated to rest."""
-    steps: Annotated[Natural, DESCENT] = 20
-    optimiser: Annotated[optax.GradientTransformation, DESCENT] = PLAIN
-    linearise: Annotated[Literal["current", "forward"], DESCENT] = "current"
-    """Where f_l and its Jacobian are taken while states move; `forward` also takes the weights' derivatives there."""
-    noise: Annotated[Weight, DESCENT] = 0.0
-    """Standard deviation of the noise added to a step; sqrt(2 rate) samples the posterior (MCPC)."""
-    precision: Annotated[Callable[[Int[Array, ""]], Float[Array, " L"]] | None, DESCENT] = None
-    """π_l by step, in place of the energy's."""
-    stop: Annotated[Weight, DESCENT] = 0.0
-    """Stop when the slope's norm has fallen below this fraction of its largest so far; 0 goes on to the last step."""
-    keep: Annotated[Literal["last", "stale", "arrival"], STATES, Only("forward_only", False)] = "last"
-    """Which errors learning gets: those of the settled states; those from before the last step (Torch2PC); or
-    each as it was when the output's error first arrived there (Z-IL)."""
-    shortcut: Annotated[tuple[Natural, float], STATES, Only("forward_only", False)] = (0, 0.0)
-    """(distance d, gain γ): a state also moves by γ times the error d levels above it, where their shapes agree: an
-    extra error path in the manner of rec-LRA (arXiv 2002.03911). It follows no energy."""
-    forward_only: Annotated[bool, Only("variable", "state", "flow")] = False
-    """Leave f_l out of the settling: it only starts the states, and learns from where they went (hybrid PC)."""
-    wave: bool = False
-    """Leave out levels while no error has reached them (wave.py). Same numbers, fewer products; only for an optimiser
-    that leaves alone what has no slope, as plain and accelerated descents do and decay does not."""
-    duration: Annotated[Positive, FLOW] = 20.0
-    """`flow`: the longest time to integrate."""
-    tolerance: Annotated[Positive, FLOW] = 1e-3
-    """`flow`: relative and absolute tolerance of the step-size controller and of the rest condition."""
-    solver: Annotated[Solver, FLOW] = "Heun"
-    """`flow`: diffrax' solver of this name. Beware: the implicit ones (ImplicitEuler, Kvaerno) solve for the states of
-    a whole batch at once, by a dense matrix with a row for every unit of every sample."""
-    dt: Annotated[Weight, FLOW] = 0.0
-    """`flow`: a fixed step; 0: as long as the tolerance allows."""
-    time: Annotated[Literal["sample", "batch"], FLOW] = "sample"
-    """`flow`: dz/dt = -dF/dz of each sample's own F, or of the mean over the batch, whose time runs B times slower
-    (JPC's)."""
-    records: Annotated[Natural, FLOW] = 1
-    """`flow`: rows of the trace besides the last, evenly spaced over the duration from 0 on; after rest they repeat."""
-
-    def __post_init__(self) -> None:
-        check("inference", self)
-        require(self.variable != "error" or self.linearise == "current" or self.steps == 1, "inference.steps",
-                self.steps, "errors leave the forward pass (linearise = 'forward') after one step; nearest: 1")
-        require(not self.wave or (self.variable == "state" and not self.noise), "inference.wave", self.wave,
-                f"with variable = {self.variable!r}, noise = {self.noise}: errors come level by level only where "
-                "states descend without noise; nearest: False")
-        require(self.solver != "Euler" or self.dt > 0, "inference.solver", self.solver,
-                "knows no error of its steps, so that dt must be set; nearest: 'Heun'")
-        require(self.dt * LONGEST >= self.duration or not self.dt, "inference.dt", self.dt,
-                f"makes more than {LONGEST} steps of duration = {self.duration}; nearest: {self.duration / LONGEST}")
-        require(bool(self.shortcut[0]) == bool(self.shortcut[1]), "inference.shortcut", self.shortcut,
-                "a distance or a gain of 0 leaves the other unread; nearest: (0, 0.0)")
-
-    @property
-    def reach(self) -> int:
-        """By how many levels errors come down in a step."""
-        return max(1, self.shortcut[0])
-
-    @property
-    def frozen(self) -> bool:
-        """Whether f_l's weights learn at the states of the forward pass."""
-        return self.linearise == "forward" or self.keep == "arrival" or self.forward_only
 
 
 class Errors(NamedTuple):
@@ -106,20 +32,6 @@ class Errors(NamedTuple):
 
     state: Activities
     target: tuple[State, ...]
-
-
-class Start(NamedTuple):
-    """Where states begin, where that is not the forward pass: those of another settling, or any of one's own."""
-
-    z: Activities
-    moments: Any = None
-    """What the inference's optimiser remembers; None: nothing yet."""
-
-
-Begin = Start | str
-BEGINNINGS = ("forward", "normal", "zeros")
-NORMAL = 0.05
-"""Standard deviation of states that start `normal`, JPC's; for others give a `Start` of one's own draws."""
 
 
 class Settled(NamedTuple):
@@ -206,7 +118,7 @@ def state_slope(
         rows = rows + jnp.sum(F.squares(upper, errors, precision), axis=1)
         g, kept = (wave.restore(energy, part, ff, stand) for part in (unclamped(g, seen), errors))
         if rule.keep == "arrival":
-            kept = add(memory.errors, scale(arrived(energy, step), kept))
+            kept = add(memory.errors, scale(arrived(energy, step, evidence.top is not None), kept))
         return g, Memory(kept, point), jnp.pad(rows, (stand, 0))
 
     return slope
@@ -282,35 +194,6 @@ def loop(
     return learned, x, memory, moments, jax.tree.map(lambda *rows: jnp.concatenate(rows), *traces)
 
 
-def begin(rule: Inference, evidence: Evidence, ff: Activities, start: Begin, key: Key | None) -> Start:
-    """Returns where states begin, with what is held at its value; `ff` is the forward pass.
-
-    Raises ValueError for a start that the rule cannot use, or of other shapes than this batch's.
-    """
-    if isinstance(start, str) and start not in BEGINNINGS:
-        near = get_close_matches(start, BEGINNINGS, 1, 0.0)[0]
-        raise ValueError(f"start = {start!r}: must be one of {', '.join(BEGINNINGS)}, or a Start; nearest: {near!r}")
-    if start == "forward":
-        return Start(F.clamp(ff, evidence))
-    if rule.variable == "none" or rule.keep == "arrival" or (rule.variable == "error" and rule.frozen):
-        raise ValueError(f"start = {start if isinstance(start, str) else 'Start(...)'!r}: variable = {rule.variable!r} "
-                         f"with keep = {rule.keep!r}, linearise = {rule.linearise!r} goes from the forward pass alone; "
-                         "nearest: 'forward'")
-    moments = None
-    if isinstance(start, Start):
-        here, there = ([x.shape for x in jax.tree.leaves(z)] for z in (ff, start.z))
-        if here != there:
-            raise ValueError(f"start: value nodes of shapes {there}; this net and batch have {here}")
-        z, moments = start
-    elif start == "zeros":
-        z = jax.tree.map(jnp.zeros_like, ff)
-    else:
-        if key is None:
-            raise ValueError("start = 'normal': needs a key")
-        z = jax.tree.map(lambda x: NORMAL * x, optax.tree.random_like(jax.random.fold_in(key, 2**31), ff))
-    return Start(F.clamp(z, evidence), moments)
-
-
 def settle(
     energy: Energy, params: Trees, evidence: Evidence, rule: Inference, key: Key | None = None, start: Begin = "forward"
 ) -> tuple[Settled, Trace]:
@@ -320,6 +203,14 @@ def settle(
     `end` of what was settled before: K steps and K more from there are 2K steps. `key` is needed where the rule adds
     noise or the states start at random.
     """
+    edge.fit(energy, params, evidence)
+    return settling(energy, params, evidence, ruled(rule, energy), key, start)
+
+
+def settling(
+    energy: Energy, params: Trees, evidence: Evidence, rule: Inference, key: Key | None = None, start: Begin = "forward"
+) -> tuple[Settled, Trace]:
+    """Returns what `settle` returns, of evidence that was looked at before (`edge.fit`)."""
     ff = F.forward(energy, params, evidence)
     z, moments = begin(rule, evidence, ff, start, key)
     rule = standing_start(rule, start)
@@ -375,21 +266,23 @@ def predict(
 ) -> State:
     """Returns what the highest level reads out, [B, ...], or its value node where it reads nothing out: of the forward
     pass, or of states that settle by `rule` under what else is known."""
+    edge.fit(energy, params, evidence, asked=False)
     if rule is None:
         z = F.clamp(F.forward(energy, params, evidence), evidence)
     else:
-        z = settle(energy, params, evidence, rule, key, start)[0].z
+        z = settling(energy, params, evidence, ruled(rule, energy), key, start)[0].z
     guess = F.read(energy, params, z, evidence.context)[-1]
     return jax.tree.map(lambda x: x[-1], z[-1] if guess is None else guess)
 
 
 def settle_and_learn(
     energy: Energy, learned: Learned, evidence: Evidence, rule: Inference, hook: Hook, key: Key | None = None,
-    start: Begin = "forward",
+    start: Begin = "forward", *, moving: bool = True,
 ) -> tuple[Learned, Settled, Trace]:
     """Returns what `hook` made of the weights while the states descended, where inference ended, and how it went.
 
-    Raises ValueError for rules that do not descend on states at the current point.
+    Where it leaves them alone, say `moving=False`: they are not compared with those of the forward pass then. Raises
+    ValueError for rules that do not descend on states at the current point.
     """
     if rule.variable != "state" or rule.frozen or rule.keep != "last":
         raise ValueError(f"variable = {rule.variable!r}, linearise = {rule.linearise!r}, keep = {rule.keep!r}: weights "
@@ -402,7 +295,7 @@ def settle_and_learn(
 
     ff = F.forward(energy, learned[0], evidence)
     zero, (z, moments) = jax.tree.map(jnp.zeros_like, ff), begin(rule, evidence, ff, start, key)
-    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff, first=learned[0])),)
+    stages = ((range(rule.steps), state_slope(energy, rule, evidence, ff, first=learned[0] if moving else None)),)
     learned, z, _, moments, trace = loop(stages, rule, learned, z, Memory(zero, z), key, at,
                                          lambda z: F.clamp(z, evidence), moments)
     errors = Errors(missing(energy, learned[0], z, evidence), slopes(energy, learned[0], z, evidence))

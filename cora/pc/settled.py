@@ -12,7 +12,7 @@ from cora.pc import dense, diagnose, rules, topdown
 from cora.pc.energy import Energy, Trees
 from cora.pc.learn import Rule, learn
 from cora.pc.presets import preset
-from cora.types import Encoder, Evidence, Key, LearningRule, Network, Params, Sight, State, Tree
+from cora.types import Encoder, Evidence, Key, LearningRule, Level, Network, Params, Sight, State, Tree
 
 
 def clamped(
@@ -76,7 +76,7 @@ def inspected(
     """
     energy, trees, evidence, _ = problem(network, params, teacher, sight)
     found, rest, trace = learn(energy, trees, evidence, rule, _chance(sight))
-    control, _, _ = learn(energy, trees, evidence, preset("exact", energy.depth))
+    control, _, _ = learn(energy, trees, evidence, preset("exact", energy.hierarchy))
     own, whole = ((gradient.params[0][0],) for gradient in (found, control))
     numbers = {
         "backprop_cosine": diagnose.cosine(own, whole),
@@ -91,8 +91,11 @@ def inspected(
 
 
 def algorithm(learning: config.Learn, infer: config.Infer, levels: int) -> Rule | None:
-    """Returns the preset that the config names, None for rules without inference."""
-    return None if learning.rule in config.DIRECT else preset(learning.rule, levels, infer.steps, infer.rate)
+    """Returns the preset that the config names for so many levels, None for rules without inference."""
+    if learning.rule in config.DIRECT:
+        return None
+    pace = (infer.steps, infer.rate) if learning.rule in config.STEPPED else ()
+    return preset(learning.rule, (Level(lambda tree, z, masks: z, repeat=levels),), *pace)
 
 
 def rule_of(

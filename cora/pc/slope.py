@@ -98,6 +98,7 @@ def shorten(errors: Activities, slope: Activities, distance: int, gain: float) -
     return jax.tree.map(one, errors, slope)
 
 
-def arrived(energy: Energy, step: Int[Array, ""]) -> Activities:
-    """Returns which levels the output's error reaches at this step: the highest at step 1, one lower each step."""
-    return tuple(jnp.asarray(x) for x in F.split(energy, jnp.arange(energy.depth, 0, -1) == step))
+def arrived(energy: Energy, step: Int[Array, ""], clamped: bool) -> Activities:
+    """Returns which levels the output's error reaches at this step, one lower each step: the highest at step 1, or at
+    step 0 where its value node is clamped to the output."""
+    return tuple(jnp.asarray(x) for x in F.split(energy, jnp.arange(energy.depth, 0, -1) - clamped == step))
