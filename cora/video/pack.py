@@ -24,7 +24,7 @@ from jaxtyping import Int, UInt8
 from cora.video import codec
 from cora.video.source import Opened, Source, shrink, shrunk
 
-FORMAT = 2
+FORMAT = 3
 """Counts up whenever the bytes of a pack would change, so that older packs are not found."""
 STALE = 24 * 3600.0
 """Seconds after which a half-built pack is taken for the remains of a killed process."""
