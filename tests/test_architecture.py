@@ -26,7 +26,6 @@ LAYERS = [
 PLACES = {
     "flax": {"cora/nets/vit.py", "cora/nets/pooler.py"},
     "grain": {"cora/video/clips.py", "cora/store/checkpoint.py", "cora/train.py"},
-    "decord": {"cora/video/codec.py"},
     "av": {"cora/video/codec.py", "cora/video/packets.py"},
     "orbax": {"cora/store/checkpoint.py"},
     "safetensors": {"cora/store/weights.py"},
@@ -87,7 +86,7 @@ def test_mathematics_does_no_io():
 
 
 def test_import_cora_is_light():
-    code = ("import sys, cora; heavy = {'decord', 'av', 'sklearn', 'orbax', 'matplotlib', 'tyro', 'pcx', 'grain'};"
+    code = ("import sys, cora; heavy = {'av', 'sklearn', 'orbax', 'matplotlib', 'tyro', 'pcx', 'grain'};"
             "print(sorted(heavy & set(sys.modules)))")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert out.stdout.strip() == "[]"

@@ -201,8 +201,8 @@ BROKEN = {
     "none.mp4": (no_frames, "has no frames|has no video stream|cannot be decoded"),
     "folder.mp4": (lambda p: p.mkdir(), ": is a directory"),
     "missing.mp4": (lambda p: None, "does not exist"),
-    "middle.avi": (overwritten, "gives [0-9]+ of 40 frames"),
-    "middle.ts": (overwritten, "a packet is incomplete"),
+    "middle.avi": (overwritten, "nothing known begins at byte"),
+    "middle.ts": (overwritten, "nothing known begins at byte"),
 }
 
 
@@ -222,7 +222,7 @@ def test_damage_amid_the_pictures_is_not_passed_over(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = np.random.default_rng(1).bytes(3000)
     path.write_bytes(data)
-    with pytest.raises(codec.VideoError, match="cannot be decoded"):
+    with pytest.raises(codec.VideoError, match="is truncated or damaged: a packet is incomplete or impossible"):
         codec.read(path, np.arange(40))
 
 

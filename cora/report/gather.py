@@ -22,7 +22,7 @@ from cora.video.clips import views
 from cora.video.codec import VideoError
 from cora.video.manifest import Clip
 
-PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "decord2", "av", "scikit-learn", "numpy")
+PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "av", "scikit-learn", "numpy")
 
 
 def summary(run: Path) -> dict[str, Any]:

@@ -1,14 +1,9 @@
 """Video files: what is in one, its exact frames, and how one is written.
 
-The only file that knows decord and PyAV. It knows nothing of clips, labels or crops, and it never guesses: either the
-very frames that were asked for come back, or VideoError says why not.
-
-Every way to a frame gives equal pixels, so decord reads only what it is sure to read as PyAV does: 8-bit H.264 in mp4,
-one track, progressive, whose settings never change and whose key frames are all whole and shown first. It cannot be
-told which track to read, blends the fields of interlaced pictures, rescales pictures that change size, and is wrong in
-open groups of pictures, HEVC, AVI and MPEG-TS. A pass over the packets of a file tells these apart, and says which
-frames there are, when they are shown and where decoding may begin. What it cannot tell: packets that vanished from a
-truncated or damaged Matroska file, which keeps no count of them; the frames after the gap then have lower numbers.
+With packets.py the only file that knows PyAV. It knows nothing of clips, labels or crops, and it never guesses: either
+the very frames that were asked for come back, or VideoError says why not. A pass over the packets of a file says which
+frames there are, when they are shown and where decoding may begin; decoding from there gives every frame alike, by
+whatever way and beside whatever others it is asked for. What no decoder notices is said in data/README.md.
 """
 
 import os
@@ -18,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet as Piece
@@ -29,8 +23,6 @@ from jaxtyping import Int, UInt8
 from cora.video import packets
 from cora.video.packets import Scan, opened, upright
 from cora.video.promise import VideoError, VideoInfo
-
-decord.logging.set_level(decord.logging.QUIET)
 
 AT_ONCE = 2**26
 """Bytes of pictures in one block of a stream."""
@@ -54,9 +46,6 @@ def read(path: Path, frames: Int[np.ndarray, "T"]) -> UInt8[np.ndarray, "T H W 3
     scan = _checked(path, frames := np.asarray(frames, np.int64))
     if not len(frames):
         return np.zeros((0, scan.info.height, scan.info.width, 3), np.uint8)
-    video = _read_decord(path, frames, scan.info) if scan.by_decord else None
-    if video is not None:
-        return _promised(path, video, scan.info)
     needed, where = np.unique(frames, return_inverse=True)
     return np.stack(list(_pictures(path, needed, scan)))[where]
 
@@ -108,20 +97,6 @@ def write(path: Path, video: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- decoding
-
-
-def _read_decord(path: Path, wanted: Int[np.ndarray, "T"], info: VideoInfo) -> UInt8[np.ndarray, "T H W 3"] | None:
-    """Returns the frames, or None where decord fails or counts other frames than the packets hold.
-
-    Its failures prove nothing: version 3.4.0 cannot hand out pictures 16, 24, 32, 48 or 96 pixels wide, nor open a
-    file whose name is not UTF-8. PyAV is asked then, and has the better reasons too.
-    """
-    try:
-        # Beware: without fault_tol decord fills frames that it cannot decode with copies of their neighbours.
-        reader = decord.VideoReader(str(path.absolute()), num_threads=1, fault_tol=1)
-        return reader.get_batch(wanted).asnumpy() if len(reader) == info.frames else None
-    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, UnicodeEncodeError):
-        return None
 
 
 def _pictures(path: Path, frames: Int[np.ndarray, "T"], scan: Scan) -> Iterator[UInt8[np.ndarray, "H W 3"]]:

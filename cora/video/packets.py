@@ -19,15 +19,20 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Int, UInt8
 
-from cora.video.bitstream import begins, renews
-from cora.video.promise import Packet, VideoError, VideoInfo, check_packets, clock, leading_pictures, put_end_to_end
+from cora.video.bitstream import begins, intact
+from cora.video.promise import Packet, VideoError, VideoInfo, check_packets, clock, put_end_to_end
 from cora.video.still import turn_of_still
+from cora.video.structure import check_structure
 from cora.video.upright import AS_STORED, Turn, turn_of, turned
 
 SEEKABLE = ("mp4", "matroska")
 """Containers whose timestamps name frames; in every other the frames are counted from the first."""
 PLAIN = {"pattern_type": "none"}
 """A path names one file: "%d" in the name of a picture stands for no series of them."""
+
+
+STRICT = {"err_detect": "explode+bitstream+buffer+crccheck"}
+"""A decoder that finds a fault is to say so, not to mend it."""
 
 
 class Scan(NamedTuple):
@@ -40,7 +45,6 @@ class Scan(NamedTuple):
     """Presentation time of every frame, ascending; None where frames must be counted."""
     keys: Int[np.ndarray, "keys"]
     """Presentation time of every frame with which decoding may begin."""
-    by_decord: bool
     turn: Turn | None = None
     """How the picture of a still is turned; None: every picture of a film says it itself."""
 
@@ -74,6 +78,9 @@ def opened(
             if stream.codec_context is None:
                 raise VideoError(path, "has a codec that nothing here decodes")
             stream.codec_context.thread_count = 1  # clips are decoded side by side already
+            # H.264 marks by itself what it mended, and would take a camera's strange notes beside pictures for faults.
+            if stream.codec_context.codec.canonical_name != "h264":
+                stream.codec_context.options = STRICT
             yield container, stream
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, f"cannot be decoded ({error.strerror or error})".lower()) from error
@@ -99,20 +106,20 @@ def _film(path: Path, container: InputContainer) -> int:
 def _scan_version(path: Path, size: int, mtime_ns: int) -> Scan:
     """Scans the file as it stands: size and time of change are there to make the cache forget an older version."""
     with opened(path) as (container, stream):
-        packets, picture, steady = _packets(container, stream)
-        plain = steady and container.format.name.startswith("mov") and len(container.streams.video) == 1
+        packets, picture = _packets(container, stream)
         promised, track, tick = stream.frames, stream.index, Fraction(stream.time_base or 1)
-        timed = any(name in container.format.name for name in SEEKABLE) and all(p.pts is not None for p in packets)
+        timed = any(one in container.format.name for one in SEEKABLE) and all(p.pts is not None for p in packets)
         rates = [float(rate) for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]
         codec = stream.codec_context.codec.canonical_name
-        joined = container.format.name == "mpegts"
-        still = container.format.name.endswith("_pipe")
-    if joined and any(p.corrupt for p in packets) and put_end_to_end(path.read_bytes()) and _sound(path, track):
+        name, number = container.format.name, stream.id
+    check_structure(path, name, number)
+    broken = any(p.corrupt for p in packets)
+    if broken and name == "mpegts" and put_end_to_end(path.read_bytes()) and _sound(path, track):
         packets = [p._replace(corrupt=False) for p in packets]
     check_packets(path, packets)
     if picture is None:
         raise VideoError(path, "has no picture that can be decoded")
-    turn = turn_of_still(path) if still else None
+    turn = turn_of_still(path) if name == "gif" or name.endswith("_pipe") else None
     height, width = upright(picture, VideoReformatter(), turn).shape[:2]
     keys = np.sort(np.array([p.pts for p in packets if p.begins] if timed else [], np.int64))
     # What is shown before the first key frame belongs to pictures that were cut off.
@@ -124,35 +131,29 @@ def _scan_version(path: Path, size: int, mtime_ns: int) -> Scan:
     times = stamps.tolist() if timed else _counted(path, track, promised)
     rate, uneven = clock(path, rates, times, tick)
     info = VideoInfo(len(times), rate, height, width, codec, uneven)
-    if not timed:
-        return Scan(info, track, None, keys[:0], False, turn)
-    whole = all(p.key == p.begins and not p.discard for p in packets) and not leading_pictures(packets)
-    # decord turns by some words of the container, and mirrors by none.
-    simple = picture.format.name == "yuv420p" and not picture.interlaced_frame and _turn(picture) == AS_STORED
-    return Scan(info, track, stamps, keys, plain and whole and simple)
+    return Scan(info, track, stamps if timed else None, keys if timed else keys[:0], turn)
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> tuple[list[Packet], av.VideoFrame | None, bool]:
-    """Returns all packets, the first picture (only pictures tell how a film is rotated), and whether no packet brings
-    settings by which later pictures could differ."""
+def _packets(container: InputContainer, stream: VideoStream) -> tuple[list[Packet], av.VideoFrame | None]:
+    """Returns all packets, and the first picture: only pictures tell how a film is rotated."""
     packets: list[Packet] = []
-    picture, steady = None, True
+    picture = None
     every = stream.codec_context.codec.intra_only
     setup = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
-    first, renew = begins(*setup), renews(*setup)
+    first, whole = begins(*setup), intact(*setup)
     for packet in container.demux(stream):
         if packet.size:
             key = packet.is_keyframe
-            steady = steady and not packet.has_sidedata("new_extradata") and not (key and renew(bytes(packet)))
             begin = key and (every or (first is not None and first(bytes(packet))))
-            packets.append(Packet(packet.pts, key, begin, packet.is_discard, packet.is_corrupt))
+            broken = packet.is_corrupt or (whole is not None and not whole(bytes(packet)))
+            packets.append(Packet(packet.pts, key, begin, packet.is_discard, broken))
         if picture is None and any(p.key for p in packets):
             picture = next(iter(packet.decode()), None)
     if not any(p.begins for p in packets):  # nothing can tell, or nothing is whole: all is decoded from the first key
         place = next((i for i, p in enumerate(packets) if p.key), None)
         if place is not None:
             packets[place] = packets[place]._replace(begins=True)
-    return packets, picture, steady
+    return packets, picture
 
 
 def _sound(path: Path, track: int) -> bool:
@@ -160,13 +161,12 @@ def _sound(path: Path, track: int) -> bool:
 
     Where two transport streams were put end to end, their counters leap and nothing is lost.
     """
-    strict = {"err_detect": "explode+bitstream+buffer"}
     try:
         with opened(path, track) as (container, stream):
-            stream.codec_context.options = strict
+            stream.codec_context.options = STRICT
             held = sum(1 for packet in container.demux(stream) if packet.size)
         with opened(path, track) as (container, stream):
-            stream.codec_context.options = strict
+            stream.codec_context.options = STRICT
             frames = [frame.is_corrupt for frame in container.decode(stream)]
     except VideoError:
         return False

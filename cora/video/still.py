@@ -1,4 +1,4 @@
-"""Files of one picture, as Pillow sees them: whether they are whole, and which way up they are shown.
+"""Pictures and GIFs as Pillow sees them: whether they are whole, and which way up they are shown.
 
 FFmpeg hands out the upper part of a picture that was cut off, and PyAV cannot hand out EXIF.
 """
@@ -21,10 +21,12 @@ def turn_of_still(path: Path) -> Turn:
     """
     try:
         with Image.open(path) as picture:
-            picture.load()
+            for number in range(getattr(picture, "n_frames", 1)):
+                picture.seek(number)
+                picture.load()
             told = picture.getexif().get(ORIENTATION, 1)
     except UnidentifiedImageError:
         return AS_STORED
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(path, f"is truncated or damaged: {error}"[:110]) from error
     return ORIENTATIONS[told - 1] if told in range(1, 9) else AS_STORED
