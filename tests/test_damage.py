@@ -14,10 +14,11 @@ from PIL import Image
 from cora.video import codec
 
 QUICK = {"g": "12", "deadline": "realtime", "cpu-used": "8"}
+X265 = {"x265-params": "keyint=12:pools=none:frame-threads=1:log-level=none"}
 KINDS = {
     "h264.mp4": ("libx264", {"g": "12"}), "h264.mkv": ("libx264", {"g": "12"}), "h264.flv": ("libx264", {"g": "12"}),
-    "h264.avi": ("libx264", {"g": "12"}), "hevc.mkv": ("libx265", {"x265-params": "keyint=12:log-level=none"}),
-    "hevc.mp4": ("libx265", {"x265-params": "keyint=12:log-level=none"}), "vp9.webm": ("libvpx-vp9", QUICK),
+    "h264.avi": ("libx264", {"g": "12"}), "hevc.mkv": ("libx265", X265), "hevc.mp4": ("libx265", X265),
+    "vp9.webm": ("libvpx-vp9", QUICK),
     "av1.webm": ("libsvtav1", {"preset": "13", "svtav1-params": "keyint=12"}), "flv.flv": ("flv", {"g": "12"}),
     "av1.mkv": ("libsvtav1", {"preset": "13", "svtav1-params": "keyint=12"}), "wmv2.wmv": ("wmv2", {"g": "12"}),
     "mpeg4.avi": ("mpeg4", {"g": "12", "bf": "2"}), "mpeg4.mkv": ("mpeg4", {"g": "12"}), "gif.gif": ("gif", {}),

@@ -42,12 +42,17 @@ def _length(codec: str, setup: bytes) -> int:
     return (setup[at] & 3) + 1 if len(setup) > at and setup[0] == 1 else 0
 
 
+PADDING = 8
+"""Zeros that a muxer may leave behind a unit."""
+
+
 def _fits(packet: bytes, length: int) -> bool:
     place = 0
     while place + length <= len(packet):
         end = place + length + int.from_bytes(packet[place : place + length])
-        unit = packet[place + length : end].rstrip(b"\0")
-        if end > len(packet) or re.search(rb"\x00\x00[\x00-\x02]", unit):
+        whole = packet[place + length : end]
+        unit = whole.rstrip(b"\0")
+        if end > len(packet) or len(whole) - len(unit) > PADDING or re.search(rb"\x00\x00[\x00-\x02]", unit):
             return False
         place = end
     return True

@@ -27,7 +27,15 @@ from cora.video.upright import AS_STORED, Turn, turn_of, turned
 
 SEEKABLE = ("mp4", "matroska")
 """Containers whose timestamps name frames; in every other the frames are counted from the first."""
-PLAIN = {"pattern_type": "none"}
+FORMATS = """
+mov matroska webm avi flv live_flv asf asf_o mpegts mpeg mpegvideo m4v h261 h263 h264 hevc av1 obu ivf vc1 mjpeg dirac
+ogg nut nuv mxf rm dv swf wtv yuv4mpegpipe roq smk bink flic gif gif_pipe apng image2 jpeg_pipe jpegls_pipe jpegxl_pipe
+jpegxl_anim j2k_pipe png_pipe webp webp_pipe bmp_pipe tiff_pipe ppm_pipe pgm_pipe pbm_pipe pam_pipe qoi_pipe sgi_pipe
+mp3 wav w64 flac aac ac3 aiff amr au caf ape tta wv
+""".split()
+"""What is ever opened: files that hold films, pictures or sound themselves. Others name files or addresses that FFmpeg
+would read in their stead (ffconcat, playlists, sdp)."""
+PLAIN = {"pattern_type": "none", "format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 """A path names one file: "%d" in the name of a picture stands for no series of them."""
 
 
@@ -82,6 +90,8 @@ def opened(
             if stream.codec_context.codec.canonical_name != "h264":
                 stream.codec_context.options = STRICT
             yield container, stream
+    except av.ArgumentError as error:
+        raise VideoError(path, "cannot be decoded: of no format that is read, perhaps a list of other files") from error
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, f"cannot be decoded ({error.strerror or error})".lower()) from error
 

@@ -10,6 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from cora.video.promise import VideoError
 from cora.video.upright import AS_STORED, ORIENTATIONS, Turn
 
+FORMATS = "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"
+"""Pillow would run other programs for some of the rest."""
 ORIENTATION = 274
 """EXIF's tag."""
 
@@ -20,7 +22,7 @@ def turn_of_still(path: Path) -> Turn:
     Raises VideoError where it is cut off or damaged.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             for number in range(getattr(picture, "n_frames", 1)):
                 picture.seek(number)
                 picture.load()
