@@ -7,7 +7,8 @@ Ask `fit` for the same run again and it goes on where the last checkpoint stands
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -34,6 +36,7 @@ from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, synthetic
 from cora.video.clips import mixed, together
 from cora.video.ledger import Ledger
+from cora.video.motion import standing, unmoved
 
 
 class TrainState(NamedTuple):
@@ -288,6 +291,14 @@ def fit(
         return _fit(settings, workdir, live)
 
 
+def _tell_of_stills(settings: config.Pretrain, drawn: Sequence[UInt8[np.ndarray, "_ _ _ _ 3"]]) -> None:
+    """Warns, before anything is learned, where the first clips of a run have nothing that its targets measure."""
+    parts = settings.parts(jax.device_count())
+    still = [standing(video, part.model.grid[0]) for part, video in zip(parts, drawn, strict=True)]
+    if line := unmoved(still, settings.target.of):
+        warnings.warn(line, manifest.ManifestWarning, stacklevel=2)
+
+
 def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> TrainState:
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -317,8 +328,10 @@ def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> Trai
                         kept.settle()  # so that no row is lost to a kill
                         save(i)
                     with kept.clock.waiting():
-                        videos = tuple(jax.make_array_from_process_local_data(split, one["video"])
-                                       for one in next(data))
+                        drawn = [one["video"] for one in next(data)]
+                        videos = tuple(jax.make_array_from_process_local_data(split, one) for one in drawn)
+                    if i == done:
+                        _tell_of_stills(settings, drawn)
                     logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
                     state, metrics = step(state, videos)
                     kept.clock.tick(settings.run.batch)
