@@ -533,6 +533,36 @@ def test_a_full_disk_stops_a_pack_before_it_is_filled(corpus_folder, tmp_path, m
     assert list((tmp_path / "packs").iterdir()) == []
 
 
+def test_a_pack_that_cannot_fit_is_refused_before_anything_is_decoded(corpus_folder, tmp_path, monkeypatch):
+    """There is room for any one of the files, and not for all."""
+    paths = [path for path in sorted(corpus_folder.glob("?.mp4")) if path.stat().st_size]
+    size = sum(len(video) * 12 * 16 * 3 for video in (codec.read(path, np.arange(LENGTH)) for path in paths))
+    assert pack.estimate(paths, 12) == size
+    free = 2**28 + size // 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40, free))
+    monkeypatch.setattr(codec, "stream", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(OSError, match=r"too full.*corpus\.pack"):
+        pack.pack(paths, tmp_path / "packs", 12)
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_pack_says_how_large_it_will_be_and_how_far_it_is(corpus_folder, tmp_path, monkeypatch, capsys):
+    paths = sorted(corpus_folder.glob("*.mp4"))
+    monkeypatch.setattr(pack, "EVERY", 0.0)
+    made = pack.pack(paths, tmp_path / "packs", 12)
+    size = f"{(made / 'frames.u8').stat().st_size / 1e6:.1f} MB"
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert f"packing {len(paths)} files at 12 pixels" in first and f"about {size}," in first
+    parts = [f"packing: {i} of {len(paths)}" for i in range(1, 1 + len(paths))]
+    assert [line.split(" files")[0] for line in rest] == parts
+    assert f"{size} of about {size}, 0:00:00 left" in rest[-1]
+    monkeypatch.setattr(pack, "EVERY", 1e9)
+    pack.pack(paths, tmp_path / "packs", 13)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    pack.pack(paths, tmp_path / "packs", 13)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_pack_is_built_once_and_anew_for_a_changed_corpus(corpus_folder, tmp_path):
     folder, packs = tmp_path / "copy", tmp_path / "packs"
     shutil.copytree(corpus_folder, folder)
