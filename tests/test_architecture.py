@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "cora").rglob("*.py"))
 LAYERS = [
-    {"cora.meaning", "cora.schema", "cora.options"},
+    {"cora.meaning", "cora.schema", "cora.options", "cora.files"},
     {"cora.types", "cora.config"},
     {"cora.pc"},
     {"cora.nets"},
