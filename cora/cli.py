@@ -22,7 +22,7 @@ console = Console()
 
 
 def demo(out: Path = Path("demo")) -> None:
-    """Embedded corpus, pretraining, frozen probes, export and report, in a few minutes on two cores.
+    """Embedded corpus, pretraining, frozen probes, export and report: 12 minutes of processor time.
 
     Args:
         out: Folder for everything; open its report.html in the end.

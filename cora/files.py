@@ -1,8 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and paths as a shell reads them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def home(path: Path | str) -> Path:
+    """Returns the path with a leading `~/` as the home folder."""
+    path = Path(path)
+    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 @contextmanager

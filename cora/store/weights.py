@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cora import config
-from cora.files import whole
+from cora.files import home, whole
 from cora.meaning import Count
 from cora.nets.hierarchy import build, latents
 from cora.schema import guard
@@ -272,7 +272,7 @@ def start(path: Path | str, wanted: config.Pretrain | None = None) -> tuple[conf
     Its model may differ in frames and size and in how it is computed, and in nothing else. Raises WeightsError
     that names every field and array in which it does.
     """
-    model, learner, predictors, teacher = _read(Path(path), wanted.model.levels if wanted else None)
+    model, learner, predictors, teacher = _read(home(path), wanted.model.levels if wanted else None)
     if predictors is None:
         raise WeightsError(f"{path}: holds no predictors, so training cannot go on from it; export the run again")
     params = Params(learner, predictors)
@@ -300,7 +300,7 @@ def _reading(predictors: Tree, wanted: config.Pretrain) -> Tree:
 
 def frozen_teacher(path: Path | str, wanted: config.Model) -> Encoder:
     """Returns the encoder of a run, native or Hugging Face folder, to teach a model of its shape; raises as `start`."""
-    model, _, _, encoder = _read(Path(path), wanted.levels)
+    model, _, _, encoder = _read(home(path), wanted.levels)
     _require_model(path, model, wanted, ("predictor_width", "predictor_depth", "predictor_heads", "predictor_mlp_ratio",
                                          "mask_tokens"))
     return encoder
