@@ -183,6 +183,76 @@ def skill(
         file.write_text(json.dumps(report, indent=2))
 
 
+def surprise(
+    ckpt: Positional[Path], source: Positional[Path], /, out: Path | None = None,
+    score: Literal["energy", "misfit", "error"] = "energy", level: int | None = None, context: int = 0, show: int = 4,
+) -> None:
+    """Measures how unexpected every moment and place of a video is, given what came before; ranks a list of them.
+
+    Where the list has pairs (groups of a clip labelled 0, possible, and one labelled 1, impossible), it also says how
+    often the impossible one surprises more.
+
+    Args:
+        ckpt: A run folder (its latest step) or one step folder; or a native export, where targets are fixed.
+        source: A video, or any corpus that pretraining reads.
+        out: Folder for surprise.json, surprise.npz and what is shown; by default `surprise` in the run's folder.
+        score: energy: how improbable the next tokens were; misfit: how far from the expected the error is, either way;
+            error: the error as it is.
+        level: Whose surprise is shown and ranked by; by default the highest.
+        context: Time steps of the past that are seen; 0: as many as a clip has.
+        show: Films of which a video with heat over it and a curve are written, the most surprising ones.
+    """
+    from cora.measure import surprise as measured
+    from cora.measure.skill import restore
+    from cora.report import expectation
+    from cora.store.checkpoint import run_of
+
+    home = run_of(ckpt)
+    settings = restore(ckpt)[0].settings
+    highest = settings.model.levels - 1
+    require(level is None or 0 <= level <= highest, "level", level, f"must be 0 to {highest}; nearest: {highest}")
+    at, folder = highest if level is None else level, home / "surprise" if out is None else out
+    report, found = measured.read(ckpt, source, home / "bad_files_surprise.csv", context)
+    files = expectation.write(folder, report, found, settings, score, at, show)
+    console.print(expectation.as_table(report, score, at))
+    if "pairs" in report:
+        console.print(expectation.pairs_table(report))
+    for file in files:
+        console.print(str(file), soft_wrap=True)
+
+
+def forecast(
+    ckpt: Positional[Path], manifest: Positional[Path], /, seen: int | None = None, level: int | None = None,
+    clips: int = 1024, seed: int = 0, show: int = 4, out: Path | None = None,
+) -> None:
+    """Predicts the later part of every clip from its beginning: skill by horizon and level, and pictures.
+
+    Args:
+        ckpt: A run folder (its latest step) or one step folder; or a native export, where targets are fixed.
+        manifest: Any corpus that pretraining reads.
+        seen: Time steps of a clip that are seen; by default half of them.
+        level: Whose expectation is drawn; by default the highest.
+        clips: Clips of each split that are read at most.
+        seed: Of which clips are read, and of the split where the corpus has none.
+        show: Clips that are drawn.
+        out: Folder for forecast.json and forecast.png; by default the run's.
+    """
+    from cora.measure import forecast as measured
+    from cora.report import expectation
+    from cora.store.checkpoint import run_of
+    from cora.store.probes import FORECAST
+
+    home = run_of(ckpt)
+    folder = home if out is None else out
+    report, drawn = measured.read(ckpt, manifest, home / "bad_files_forecast.csv", seen, level, clips, seed, show)
+    console.print(measured.as_table(report))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FORECAST).write_text(json.dumps(report, indent=2))
+    picture = (folder / FORECAST).with_suffix(".png")
+    picture.write_bytes(expectation.strip(drawn, report["seen"], report["frames_a_step"]))
+    console.print(f"{folder / FORECAST}\n{picture}", soft_wrap=True)
+
+
 def export(
     ckpt: Positional[Path], out: Positional[Path], /,
     format: Literal["native", "hf", "stablehlo", "onnx"] = "native", probe: bool = False,
@@ -264,8 +334,8 @@ def bench(
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "skill": skill, "export": export,
-    "import": bring, "report": report, "bench": bench,
+    "demo": demo, "pretrain": pretrain, "features": features, "probe": probe, "skill": skill, "surprise": surprise,
+    "forecast": forecast, "export": export, "import": bring, "report": report, "bench": bench,
 }
 
 

@@ -4,7 +4,7 @@ A recipe is a Python file that binds one `Pretrain`; the command line overrides 
 knows no array and opens no file; with cora/options.py it holds every default in the project.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from cora.meaning import Count, Entries, Natural, Only, Positive, Range, Rising, Share, Weight
@@ -24,7 +24,9 @@ Part = Annotated[float, Range(0.01, 1.0)]
 """Of a file or a frame."""
 Aspect = Annotated[tuple[Annotated[float, Range(0.1, 10.0)], Annotated[float, Range(0.1, 10.0)]], Rising()]
 """Height over width, drawn between these two."""
-HOG3D = Only("kind", "hog3d")
+HOG3D = Only("kind", "hog3d", "below")
+STREAM = "stream"
+"""The path of the corpus that is drawn and has no end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,8 @@ class Corpus:
 
     path: str = ""
     """A CSV manifest, a V-JEPA list (`path label`), a folder of class folders, or a bare folder of videos.
-    Empty: the embedded corpus, rendered on first use."""
+    Empty: the embedded corpus, rendered on first use. `stream`: drawn films without end (cora/video/stream.py), each
+    made when its turn comes, of the clip's own shape, so that nothing is cut from them."""
     split: str = "train"
     """Rows of this split are used; where the corpus has no splits, all rows."""
     sampling: Literal["stride", "fps", "span"] = "stride"
@@ -170,16 +173,22 @@ class Corpus:
 
     def __post_init__(self) -> None:
         check("corpus", self)
+        for one in fields(self) if self.path == STREAM else ():
+            value, read = getattr(self, one.name), one.name in ("path", "threads", "weight", "frames", "size")
+            require(read or value == one.default, f"corpus.{one.name}", value,
+                    f"nothing reads it where corpus.path = {STREAM!r}; nearest: {one.default}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Whose latents are predicted."""
 
-    kind: Literal["ema", "frozen", "own", "hog3d"] = "ema"
+    kind: Literal["ema", "frozen", "own", "hog3d", "below"] = "ema"
     """`ema`: a moving average of the learner (V-JEPA); `frozen`: the encoder as it was at step 0, or `start`'s (SALT);
     `own`: the learner's own latents of the whole clip, no gradient through them: give `learn.prior` some weight, or
-    they collapse; `hog3d`: no latents but oriented energy in space and time (cora/nets/hog3d.py), for every level."""
+    they collapse; `hog3d`: no latents but oriented energy in space and time (cora/nets/hog3d.py), for every level;
+    `below`: each level predicts the latents of the level below, as a moving average of the learner has them, and the
+    lowest `hog3d`, so that no level makes its own target and none can collapse by its own doing."""
     order: Annotated[Literal[1, 2], HOG3D] = 1
     """With `hog3d`: 1, which way brightness changes; 2, which way that energy changes: borders of what moves one way,
     onsets, turns."""
@@ -199,8 +208,9 @@ class Target:
     learned; `both` (hog3d alone): the one beside the other, each in half of the channels."""
     error: Literal["absolute", "smooth", "squared"] = "absolute"
     """`smooth`: squared within 1 of the target, absolute beyond (smooth L1)."""
-    momentum: Annotated[tuple[Share, Share], Rising(), Only("kind", "ema")] = (0.99, 1.0)
-    """The moving average's momentum at the first and the last step, linear between them."""
+    momentum: Annotated[tuple[Share, Share], Rising(), Only("kind", "ema", "below")] = (0.99, 1.0)
+    """The moving average's momentum at the first and the last step, linear between them; under `below` 0 is the learner
+    itself."""
 
     def __post_init__(self) -> None:
         check("target", self)
@@ -259,8 +269,10 @@ class Pretrain:
         check("pretrain", self)
         require(self.learn.reach <= self.model.levels, "learn.reach", self.learn.reach,
                 f"must be at most model.levels; nearest: {self.model.levels}")
+        require(not self.learn.precision or self.target.error == "squared", "target.error", self.target.error,
+                "has no precision, and learn.precision = True; nearest: 'squared'")
         self._refuse_unread()
-        if self.target.kind != "hog3d":
+        if self.target.kind not in ("hog3d", "below"):
             return
         of = {"cells": self.target.cells} if self.target.order == 1 else {"grain": (self.target.grain,)}
         for name, values in of.items():
@@ -269,12 +281,13 @@ class Pretrain:
                 require(near == value, f"target.{name}", value, f"must divide model.patch = {self.model.patch}; "
                         f"nearest: {near}")
         require(self.learn.rule != "dense", "learn.rule", self.learn.rule,
-                "predicts every level's own latents, and target.kind = 'hog3d' has none; nearest: 'local'")
+                f"predicts every level's own latents, and target.kind = {self.target.kind!r} asks for others; nearest: "
+                "'local'")
 
     def _refuse_unread(self) -> None:
         """Refuses what other sections leave unread, where an annotation cannot say so."""
         optim, momentum = self.optim, self.target.momentum
-        moving = self.target.kind == "ema" and momentum[0] != momentum[1]
+        moving = self.target.kind in ("ema", "below") and momentum[0] != momentum[1]
         require(optim.stretch == 1 or optim.schedule != "constant" or optim.weight_decay_end is not None or moving,
                 "optim.stretch", optim.stretch, "nothing changes over this run: optim.schedule is 'constant', and "
                 "neither weight decay nor the teacher's momentum moves; nearest: 1.0")

@@ -8,24 +8,42 @@ from typing import Any
 from rich.console import Console
 
 from cora import config
-from cora.measure import evaluation
+from cora.measure import evaluation, forecast, surprise
 from cora.measure import skill as prediction
 from cora.measure.features import trained
-from cora.report import gather, write
+from cora.report import expectation, gather, write
 from cora.store import exchange
-from cora.store.probes import SCORES, SKILL
+from cora.store.probes import FORECAST, SCORES, SKILL, SURPRISE
 from cora.train import fit
-from cora.video import synthetic
+from cora.video import events, synthetic
 
 RECIPE = config.Pretrain(
     model=config.Model(predictor_heads=8, predictor_near=3.0, predictor_gaze="around", predictor_tokens=1.0),
     mask=config.Mask(kinds=("random", "future"), random=(0.75, 0.25)),
     target=config.Target(kind="hog3d", of="change", error="squared"),
-    learn=config.Learn(seen=1.0),
+    learn=config.Learn(seen=1.0, precision=True),
     optim=config.Optim(method="muon", lr=1.5e-2),
     corpus=config.Corpus(sampling="span", longest=5.0, pack=80),
     run=config.Run(steps=800, batch=8, save_every=200),
 )
+
+
+PAIRS = 16
+"""Of possible and impossible events."""
+
+
+def foresee(out: Path, source: Path, console: Console) -> None:
+    """Writes the forecast of the test clips, and what surprises the run in pairs of events, as the verbs do."""
+    report, drawn = forecast.read(out, source, out / "bad_files_forecast.csv", shown=3)
+    (out / FORECAST).write_text(json.dumps(report, indent=2))
+    (out / FORECAST).with_suffix(".png").write_bytes(
+        expectation.strip(drawn, report["seen"], report["frames_a_step"]))
+    console.print(forecast.as_table(report))
+    pairs = events.events(out / "events", pairs=PAIRS)
+    felt, found = surprise.read(out, pairs, out / "bad_files_surprise.csv")
+    settings = prediction.restore(out)[0].settings
+    expectation.write(out / Path(SURPRISE).stem, felt, found, settings, "energy", settings.model.levels - 1, show=3)
+    console.print(expectation.pairs_table(felt))
 
 
 def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[str, Any]:
@@ -43,16 +61,18 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
     skill = prediction.read(out, source, out / "bad_files_skill.csv")
     (out / SKILL).write_text(json.dumps(skill, indent=2))
     console.print(prediction.as_table(skill))
-    console.rule("4  frozen probes: can the motion be read from the features?")
+    console.rule("4  forecast and surprise: what does it expect, and what not?")
+    foresee(out, source, console)
+    console.rule("5  frozen probes: can the motion be read from the features?")
     methods: tuple[evaluation.Named, ...] = ("linear", "knn")
     reading = evaluation.read(out, source, methods=methods, ledger=out / "bad_files_probe.csv", views=4)
     report = evaluation.judge(reading, methods)
     (out / SCORES).write_text(json.dumps(report, indent=2))
     console.print(evaluation.as_table(report))
-    console.rule("5  export")
+    console.rule("6  export")
     compared = exchange.write(out, out / "encoder", trained(out)[1])
     console.print(f"{out / 'encoder'}: {exchange.describe(compared)}", soft_wrap=True)
-    console.rule("6  report")
+    console.rule("7  report")
     figures = ("accuracy", "ci95", "level", "per_level")
     found = {
         "probe": {

@@ -81,6 +81,9 @@ class Learn:
     seen: Weight = 0.0
     """Weight of the error on the tokens that are seen, whose targets a linear map reads off a level's latents, beside
     that on the hidden ones, which the predictor has to infer."""
+    precision: bool = False
+    """Predictors also say how sure they are of each hidden token: a log precision, learned from that token's error by
+    the Gaussian's energy; needs target.error = 'squared'. A Hugging Face predictor has no place for it."""
     prior: Weight = 0.0
     """Weight of the prior on every level's latents; its normalisation is in cora/pc/regularise.py."""
     prior_kind: Annotated[Literal["sigreg", "vicreg"], Only("prior")] = "sigreg"
@@ -105,6 +108,8 @@ class Learn:
                 f"rule {self.rule!r} knows no level above; nearest: False, or learn.rule = 'local'")
         require(self.seen == 0 or self.rule != "dense", "learn.seen", self.seen,
                 "rule 'dense' has learn.context for that; nearest: 0.0")
+        require(not self.precision or (self.rule != "dense" and not self.top_down), "learn.precision", self.precision,
+                "is for predictors that hear nothing from above, and not for rule 'dense'; nearest: False")
         require(self.prior == 0 or self.rule in PRIOR, "learn.prior", self.prior,
                 f"rule {self.rule!r} has no prior on latents; nearest: 0.0, or learn.rule = 'local'")
 

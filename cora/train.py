@@ -32,7 +32,7 @@ from cora.schema import guard
 from cora.store import checkpoint, record, weights
 from cora.store.stopping import Signals, Stopped, signals
 from cora.types import Encoder, Network, Params, Sight
-from cora.video import manifest, synthetic
+from cora.video import manifest, stream, synthetic
 from cora.video.clips import mixed, together
 from cora.video.ledger import Ledger
 from cora.video.motion import standing, unmoved
@@ -96,7 +96,8 @@ def _sides(tree: Any) -> Any:
 def momentum(settings: config.Pretrain, step: Int[Array, ""]) -> Float[Array, ""]:
     """Returns the teacher's momentum at this step; 1 keeps it as it is."""
     first, last = {"ema": settings.target.momentum, "own": (0.0, 0.0), "frozen": (1.0, 1.0),
-                   "hog3d": (1.0, 1.0)}[settings.target.kind]
+                   "hog3d": (1.0, 1.0),
+                   "below": settings.target.momentum}[settings.target.kind]
     return schedules.linear(first, last, settings.optim.stretch * settings.run.steps)(step)
 
 
@@ -201,7 +202,10 @@ def make_check(settings: config.Pretrain) -> Callable[[TrainState, Videos], Metr
 
 
 def corpus_of(settings: config.Corpus) -> manifest.Manifest:
-    """Returns the corpus that a config names; an empty path is the embedded one, rendered on first use."""
+    """Returns the corpus that a config names; an empty path is the embedded one, rendered on first use, and the
+    stream has no files."""
+    if settings.path == config.STREAM:
+        return manifest.Manifest((), stream.MOTIONS)
     return manifest.select(manifest.load(_path(settings)), settings.split)
 
 
@@ -213,9 +217,10 @@ def remembered(settings: config.Pretrain, corpora: Corpora) -> dict[str, checkpo
     """Returns what a run remembers of its corpora, each by its field and path."""
     found = {}
     for name, one in {"corpus": settings.corpus, **{f"mix.{i}": one for i, one in enumerate(settings.mix)}}.items():
-        path = _path(one)
+        paths = corpora[one].paths or [Path(f"version-{stream.VERSION}")]  # the stream's: it has no files
+        path = paths[0] if one.path == config.STREAM else _path(one)
         root = path if path.is_dir() else path.parent
-        found[f"{name}.path = {one.path!r}"] = checkpoint.clips_of(root, [clip.path for clip in corpora[one].clips])
+        found[f"{name}.path = {one.path!r}"] = checkpoint.clips_of(root, paths)
     return found
 
 

@@ -122,11 +122,15 @@ class Network(NamedTuple):
     goal: Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]
     """t_l from the teacher's normed latents of whole clips."""
     fixed: Callable[[Float[Array, "B N P"]], Float[Array, "B N D"]] | None
-    """t_l of every level from the patches, where no teacher is asked."""
+    """t_l from the patches, where no teacher is asked: of every level, or with `below` of the lowest."""
+    below: bool
+    """Whether t_l is what `goal` makes of the teacher's latents of level l - 1."""
     predict: Callable[..., Any]
     """g_l(tree, normed latents, masks, kind, above=None): what is read of the hidden tokens, [B, M, D]; `above` is what
     the next level predicts of them. Under rule `dense` one predictor for all levels' latents side by side, which
     returns (hidden, context): [B, M, L D] and [B, C, L D]."""
+    foresee: Callable[..., tuple[Float[Array, "B M D"], Float[Array, "B M"]]]
+    """(what `predict` returns, the log precision of every hidden token): how sure it is, 0 where it does not say."""
     beside: Callable[[Tree, Float[Array, "B C D"]], Float[Array, "B C D"]] | None
     """What is read of the seen tokens off their normed latents, by a part of the predictor's tree; None: nothing."""
     prior: Callable[[Key, list[Float[Array, "B _ D"]]], Float[Array, ""]] | None

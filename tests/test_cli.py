@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 import cora
 from cora import cli
-from cora.video import codec, synthetic
+from cora.video import codec, events, synthetic
 
 SMALL = ["--model.size", "32", "--model.frames", "8", "--model.width", "24", "--model.heads", "2",
          "--model.levels", "2", "--model.predictor-width", "12", "--model.predictor-heads", "1",
@@ -60,6 +61,40 @@ def test_skill_writes_the_contract_and_the_report_shows_it(run, corpus, tmp_path
     assert any("predicts nothing" in line for line in found["alarms"]), "six steps teach nothing"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(len(row["skill"]) == 2 and max(row["skill"]) < 0.5 for row in rows)
+
+
+def test_forecast_and_surprise_write_the_contract_and_the_report_shows_them(run, corpus, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    cli.main(["report", str(folder)])
+    assert "Run <code>cora forecast</code>" in (folder / "report.html").read_text()
+    cli.main(["forecast", str(folder), str(corpus), "--show", "2"])
+    found = json.loads((folder / "forecast.json").read_text())
+    steps = found["by_horizon"]
+    assert len(found["left"]) == 2 and found["step"] == 6 and found["seen"] == 2
+    assert all(len(row) == 2 for row in (*steps["left"], *(row for rows in steps["trivial"].values() for row in rows)))
+    pairs = events.events(tmp_path / "events", 3, 4)
+    cli.main(["surprise", str(folder), str(pairs), "--show", "1", "--score", "misfit", "--level", "0"])
+    told = json.loads((folder / "surprise" / "surprise.json").read_text())
+    arrays = np.load(folder / "surprise" / "surprise.npz")
+    assert len(told["films"]) == 8 and told["step"] == 6 and told["pairs"]["energy"]["all"]["pairs"] == 4
+    for i, film in enumerate(told["films"]):
+        np.testing.assert_allclose(film["error"]["curve"], arrays[f"{i:06d}_error"].mean((2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(film["error"]["mean"], arrays[f"{i:06d}_error"].mean((1, 2, 3)), rtol=1e-5)
+    wins = [told["films"][2 * i + 1]["energy"]["mean"][0] > told["films"][2 * i]["energy"]["mean"][0] for i in range(4)]
+    assert told["pairs"]["energy"]["all"]["accuracy"][0] == np.mean(wins)
+    peaks = [film["misfit"]["peak"][0] for film in told["films"]]
+    shown = next((folder / "surprise").glob("01_*.mp4"))
+    assert Path(told["films"][int(np.argmax(peaks))]["path"]).stem in shown.stem
+    assert codec.inspect(shown).frames == 32
+    cli.main(["surprise", str(folder), told["films"][0]["path"], "--out", str(tmp_path / "one"), "--show", "0"])
+    assert len(json.loads((tmp_path / "one" / "surprise.json").read_text())["films"]) == 1
+    cli.main(["report", str(folder)])
+    page = (folder / "report.html").read_text()
+    assert "What surprises it" in page and "reverse-gravity (1 pairs)" in page and "1 step ahead" in page
+    for verb, source, *wrong in (("forecast", corpus, "--seen", "4"), ("surprise", pairs, "--context", "9")):
+        with pytest.raises(SystemExit):
+            cli.main([verb, str(folder), str(source), *wrong])
+    assert "seen = 4: must be 1 to 3" in capsys.readouterr().err
 
 
 def test_probe_writes_the_contract_and_the_ledger(run, corpus, tmp_path):

@@ -101,6 +101,22 @@ def test_skill_is_one_for_the_truth_none_for_the_mean_and_below_for_noise():
     assert skill.alarms(report)[0].startswith("level 1, 2 predicts nothing" if found["left"][1] > 0.98 else "level 2")
 
 
+def test_no_trivial_predictor_is_told_the_targets_of_seen_tokens_but_copies():
+    """A target that departs from a mean over time holds what is hidden; the ridge map among the guesses reads facts."""
+    def other(sample):
+        changed = sample.targets + 0.0
+        seen = guesses.seen_of(sample.hidden, GRID).reshape(len(sample.hidden), -1)
+        changed[:, seen] = np.random.default_rng(9).normal(size=changed[:, seen].shape)
+        return sample._replace(targets=changed)
+
+    train, test = (sample_of(40, "random", (lambda goal: 0 * goal,), seed) for seed in (0, 1))
+    found, blind = (skill.shares(a, b, GRID) for a, b in ((train, test), (other(train), other(test))))
+    mean_at_each_place = found["trivial"]["mean"][0] / blind["trivial"]["mean"][0]
+    assert blind["trivial"]["neighbours"][0] * mean_at_each_place == pytest.approx(
+        found["trivial"]["neighbours"][0], rel=0.1) and found["trivial"]["neighbours"][0] < 0.6
+    assert found["told"][0] < 0.6 < blind["told"][0]
+
+
 def test_no_collapse_of_the_targets_improves_what_is_read_of_energies():
     """Targets and predictions shrunk to one direction leave nothing unexplained, and tell less of the facts."""
     def collapsed(sample):

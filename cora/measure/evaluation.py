@@ -99,7 +99,7 @@ def encoders(
     found: dict[str, features.Frozen] = {"trained": encoder}
     if beside:
         found["random"] = features.untrained(settings)
-        if settings.target.kind == "hog3d":
+        if settings.target.kind in ("hog3d", "below"):
             found["targets"] = features.Measures(settings)
     if against is not None:
         found["against"] = _matching(settings, against)

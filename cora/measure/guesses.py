@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+PENALTIES = (10.0, 100.0, 1000.0, 10000.0)
 """Of a ridge map, chosen on a fifth of the training clips."""
-ROWS = 20_000
+ROWS = 10_000
 """Hidden tokens that a ridge map learns from; as many are drawn where there are more."""
 COMPONENTS = 64
 """Principal components of a token by which a ridge map knows its neighbours."""

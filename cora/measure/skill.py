@@ -65,7 +65,9 @@ class Sample(NamedTuple):
     """A grey picture of every token, 8 by 8."""
 
 
-def sample(predictor: Predictor, clips: UInt8[np.ndarray, "n T H W 3"], kind: str, seed: int = 0) -> Sample:
+def sample(
+    predictor: Predictor, clips: UInt8[np.ndarray, "n T H W 3"], kind: str, seed: int = 0, asked: config.Mask = ASKED
+) -> Sample:
     """Returns what is predicted of these clips under this kind of mask, drawn from the seed.
 
     A kind that the run was not trained on is asked for by its first mask token. Raises ConfigError under rule `dense`,
@@ -76,7 +78,7 @@ def sample(predictor: Predictor, clips: UInt8[np.ndarray, "n T H W 3"], kind: st
         raise config.ConfigError("learn.rule = 'dense': one predictor speaks for all levels, so no level has a skill; "
                                  "nearest: 'backprop_all'")
     network, model = build(settings.model, settings.target, settings.learn), settings.model
-    how = masks.kinds(ASKED, model.grid)[kind]
+    how = masks.kinds(asked, model.grid)[kind]
     token = settings.mask.kinds.index(kind) if kind in settings.mask.kinds else 0
     measure = hog3d.measured(model, config.Target(kind="hog3d", cells=(1, 2) if model.patch % 2 == 0 else (1,)))
 
@@ -115,21 +117,28 @@ def shares(
     """Returns what is left of the hidden targets' variance about their mean at each place, by level, horizon and
     trivial predictor, and each level's skill over the best of these.
 
-    What is fitted is fitted to `train`; errors are of `test`.
+    What is fitted is fitted to `train`; errors are of `test`. Trivial predictors know what a level may know: among them
+    a ridge map of the energies and pixels of the seen neighbours (`neighbours`). `told` is what a ridge map leaves that
+    is told the seen neighbours' own targets. That is no guess from what is seen, and beside, not among them: a target
+    that departs from its mean over time, or a teacher's latent of a whole clip, says something of what is hidden.
     """
     levels, horizons = len(test.predicted), _horizons(test.hidden, grid)
     shared = len(test.targets) == 1
-    found: dict[str, Any] = {"left": [], "trivial": {}, "skill": [], "by_horizon": {"left": [], "trivial": {}}}
+    found: dict[str, Any] = {"left": [], "trivial": {}, "told": [], "skill": [],
+                             "by_horizon": {"left": [], "trivial": {}}}
+    facts = [np.concatenate([one.energies, one.pixels], axis=2) for one in (train, test)]
+    inputs = around(facts[0], facts[1], train, test, grid)
     for level in range(levels):
         own = 0 if shared else len(test.targets) - levels + level  # one predictor alone is the highest level's
         goal = take(test.targets[own], test.hidden)
         spread = goal - train.targets[own].mean(0)[test.hidden]
         if level == 0 or not shared:
-            guesses = copied(test.targets[own], test.hidden, grid)
-            known, asked = compact(train.targets[own], test.targets[own])
-            fitted = ridge(neighbours(known, train.hidden, grid), take(train.targets[own], train.hidden))
-            guesses["neighbours"] = fitted(neighbours(asked, test.hidden, grid))
+            guesses, wanted = copied(test.targets[own], test.hidden, grid), take(train.targets[own], train.hidden)
+            guesses["neighbours"] = ridge(inputs[0], wanted)(inputs[1])
             trivial = {"mean": spread} | {name: goal - guess for name, guess in guesses.items()}
+            known = around(train.targets[own], test.targets[own], train, test, grid)
+            told = left(goal - ridge(known[0], wanted)(known[1]), spread)
+        found["told"].append(told)
         for name, gap in trivial.items():
             found["trivial"].setdefault(name, []).append(left(gap, spread))
         gap = goal - test.predicted[level]
@@ -141,6 +150,15 @@ def shares(
         for name, miss in trivial.items():
             rows["trivial"].setdefault(name, []).append([left(miss[at][None], spread[at][None]) for at in horizons])
     return found
+
+
+def around(
+    known: Float[np.ndarray, "n N D"], asked: Float[np.ndarray, "m N D"], train: Sample, test: Sample,
+    grid: tuple[int, int, int],
+) -> tuple[Float[np.ndarray, "n M F"], Float[np.ndarray, "m M F"]]:
+    """Returns what a ridge map is told of the hidden tokens of both samples: `neighbours` of these tables, compact."""
+    a, b = compact(known, asked)
+    return neighbours(a, train.hidden, grid), neighbours(b, test.hidden, grid)
 
 
 def _horizons(hidden: Int[np.ndarray, "B M"], grid: tuple[int, int, int]) -> list[Bool[np.ndarray, "B M"]]:
@@ -163,12 +181,12 @@ def readout(train: Sample, test: Sample, grid: tuple[int, int, int]) -> dict[str
                   spread: np.ndarray = spread) -> float:
             return 1 - left(truth - ridge(x, goal)(y), spread)
 
-        known, asked = compact(facts, truths)
+        known, asked = around(facts, truths, train, test, grid)
         ceiling = [reads(take(a, train.hidden), take(b, test.hidden))
                    for a, b in zip(train.targets, test.targets, strict=True)]
         found[name] = {
             "predicted": [reads(a, b) for a, b in zip(train.predicted, test.predicted, strict=True)],
-            "neighbours": reads(neighbours(known, train.hidden, grid), neighbours(asked, test.hidden, grid)),
+            "neighbours": reads(known, asked),
             "ceiling": ceiling[-len(test.predicted) :] if len(ceiling) > 1 else ceiling * len(test.predicted),
         }
     return found
@@ -197,8 +215,18 @@ def read(ckpt: Path, source: Path, ledger: Path, count: int = 1024, seed: int = 
     seven in ten of its groups are learned on. Raises ConfigError for weights that say nothing of their targets, and
     ManifestError for a corpus without clips to learn on or to be measured on.
     """
-    predictor, step = _predictor(ckpt)
-    settings, rows = predictor.settings, manifest.load(source)
+    predictor, step = restore(ckpt)
+    train, test = halves(source, predictor.settings, ledger, count, seed)
+    found = skill(predictor, train, test, seed)
+    return {"step": step, "corpus": str(source), "n_train": len(train), "n_test": len(test), "alarms": alarms(found),
+            **found}
+
+
+def halves(
+    source: Path, settings: config.Pretrain, ledger: Path, count: int = 1024, seed: int = 0
+) -> tuple[UInt8[np.ndarray, "n T H W 3"], UInt8[np.ndarray, "m T H W 3"]]:
+    """Returns the clips of a corpus to learn on and those to be measured on, at most `count` each, as `read` says."""
+    rows = manifest.load(source)
     split = np.array([clip.split for clip in rows.clips])
     if not split.astype(bool).any():
         group = np.array([clip.group for clip in rows.clips])
@@ -214,12 +242,10 @@ def read(ckpt: Path, source: Path, ledger: Path, count: int = 1024, seed: int = 
         if not parts:
             raise manifest.ManifestError(f"{source}: no readable clip of split {name!r} to measure skill with")
         videos[name] = np.concatenate(parts)
-    found = skill(predictor, videos["train"], videos["test"], seed)
-    return {"step": step, "corpus": str(source), "n_train": len(videos["train"]), "n_test": len(videos["test"]),
-            "alarms": alarms(found), **found}
+    return videos["train"], videos["test"]
 
 
-def _predictor(ckpt: Path) -> tuple[Predictor, int | None]:
+def restore(ckpt: Path) -> tuple[Predictor, int | None]:
     """Returns the predictors of a run, or of a native export whose targets are fixed, and their step."""
     if weights.kind(ckpt) == "run":
         settings, step, params, teacher = weights.read_training(ckpt)

@@ -44,34 +44,46 @@ def build(
     def normed(tree: Tree, z: Float[Array, "B K D"]) -> Float[Array, "B K D"]:
         return vit.apply(norm, tree["norm"], z)
 
-    def predict(tree: Tree, z: Array, masks: Masks, kind: int, above: Array | None = None) -> Any:
+    def ahead(tree: Tree, z: Array, masks: Masks, kind: int, above: Array | None = None) -> Any:
         return vit.apply(predictor, tree, z, masks.context, masks.target, kind, above)
+
+    def foresee(tree: Tree, z: Array, masks: Masks, kind: int) -> tuple[Float[Array, "B M D"], Float[Array, "B M"]]:
+        guess = ahead(tree, z, masks, kind)
+        if learn.precision:
+            return guess[..., :-1], targets.log_precision(guess[..., -1])
+        return guess, jnp.zeros(guess.shape[:2])
+
+    def predict(tree: Tree, z: Array, masks: Masks, kind: int, above: Array | None = None) -> Any:
+        return foresee(tree, z, masks, kind)[0] if learn.precision else ahead(tree, z, masks, kind, above)
 
     def up(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
         return [encode(tree[0], x, m.context) for x, m in zip(z, masks, strict=True)]
 
     def across(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
         u = [normed(tree[0], x) for x in z]
-        ahead = [predict(tree[1], x, m, i) for i, (x, m) in enumerate(zip(u, masks, strict=True))]
-        return ahead if beside is None else ahead + [read(tree[1], x) for x in u]
+        guesses = [ahead(tree[1], x, m, i) for i, (x, m) in enumerate(zip(u, masks, strict=True))]
+        return guesses if beside is None else guesses + [read(tree[1], x) for x in u]
 
     def read(tree: Tree, z: Float[Array, "B C D"]) -> Float[Array, "B C D"]:
         assert beside is not None
         return vit.apply(beside, tree["beside"], z)
 
     def judge(guess: list[Array], goal: list[Array]) -> Float[Array, " B"]:
-        each = [error(g, t) for g, t in zip(guess, goal, strict=True)]
-        kinds = len(each) if beside is None else len(each) // 2
-        ahead = jnp.mean(jnp.stack(each[:kinds]), axis=0)
-        return ahead if beside is None else ahead + learn.seen * jnp.mean(jnp.stack(each[kinds:]), axis=0)
+        kinds = len(guess) if beside is None else len(guess) // 2
+        of_hidden = targets.weighed if learn.precision else error
+        each = [(of_hidden if i < kinds else error)(g, t) for i, (g, t) in enumerate(zip(guess, goal, strict=True))]
+        hidden = jnp.mean(jnp.stack(each[:kinds]), axis=0)
+        return hidden if beside is None else hidden + learn.seen * jnp.mean(jnp.stack(each[kinds:]), axis=0)
 
     return Network(
         embed=lambda tree, patches: vit.apply(embed, tree, patches),
         encode=encode,
         norm=normed,
         goal=targets.of(target, model.grid[0]),
-        fixed=hog3d.goal(model, target) if target.kind == "hog3d" else None,
+        fixed=hog3d.goal(model, target) if target.kind in ("hog3d", "below") else None,
+        below=target.kind == "below",
         predict=predict,
+        foresee=foresee,
         beside=None if beside is None else read,
         prior=regularise.prior(learn) if learn.prior else None,
         level=Level(up, across, judge, repeat=model.levels),
@@ -84,7 +96,7 @@ def _predictor(model: config.Model, learn: config.Learn, style: vit.Style) -> vi
     style = style._replace(heads=model.predictor_heads, mlp_ratio=model.predictor_mlp_ratio)
     fused = model.levels if learn.rule == "dense" else 0
     return vit.Predictor(model.predictor_width, model.width, vit.Stack(model.predictor_depth, style),
-                         model.mask_tokens, fused, model.predictor_tokens)
+                         model.mask_tokens, fused, model.predictor_tokens, learn.precision)
 
 
 def _init(

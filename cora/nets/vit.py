@@ -219,6 +219,8 @@ class Predictor(nn.Module):
     before `width`; all those latents are predicted, and those of the context tokens by a head of their own."""
     begin: float = 0.0
     """Standard deviation with which mask tokens begin."""
+    sure: bool = False
+    """Whether one more channel says how sure it is: a log precision of every target token."""
 
     @nn.compact
     def __call__(
@@ -237,4 +239,6 @@ class Predictor(nn.Module):
         both = nn.LayerNorm(EPS, name="norm")(both)
         out = self.out * max(1, self.fused)
         ahead = Dense(out, dtype, name="proj")(both[:, seen:])
+        if self.sure:
+            ahead = jnp.concatenate([ahead, Dense(1, dtype, name="precision")(both[:, seen:])], axis=-1)
         return (ahead, Dense(out, dtype, name="proj_context")(both[:, :seen])) if self.fused else ahead

@@ -12,10 +12,41 @@ from cora.types import Encoder, Masks, Network, Params, Sight
 
 def targets(network: Network, teacher: Encoder, patches: Float[Array, "B N P"]) -> Float[Array, "l B N D"]:
     """Returns what every level is asked to predict, of all tokens; one level where all are asked the same."""
-    if network.fixed is not None:
-        return network.fixed(patches)[None]
+    fixed = None if network.fixed is None else network.fixed(patches)[None]
+    if fixed is not None and not network.below:
+        return fixed
     ids = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
-    return jax.vmap(network.goal)(levels_of(network, teacher, network.embed(teacher.embed, patches), ids))
+    own = jax.vmap(network.goal)(levels_of(network, teacher, network.embed(teacher.embed, patches), ids))
+    return own if fixed is None else jnp.concatenate([fixed, own[:-1]])
+
+
+def seen_latents(
+    network: Network, params: Params, patches: Float[Array, "B N P"], seen: Masks
+) -> Float[Array, "p B C D"]:
+    """Returns the normed latents of the seen tokens at every level that has a predictor."""
+
+    def up(z: Float[Array, "B C D"], tree: Any) -> tuple[Array, Array]:
+        z = network.encode(tree, z, seen.context)
+        return z, network.norm(tree, z)
+
+    first = network.embed(params.encoder.embed, gather(patches, seen.context))
+    u = jax.lax.scan(up, first, params.encoder.levels)[1]
+    return u[-jax.tree.leaves(params.predictors)[0].shape[0] :]
+
+
+def precisions(
+    network: Network, params: Params, patches: Float[Array, "B N P"], seen: Masks, kind: int
+) -> Float[Array, "p B M"]:
+    """Returns how sure every level that has a predictor is of each hidden token: a log precision, 0 of levels that say
+    nothing of it."""
+
+    def say(_: None, level: tuple) -> tuple[None, Array]:
+        return None, network.foresee(level[1], level[0], seen, kind)[1]
+
+    if "precision" not in params.predictors:
+        count = jax.tree.leaves(params.predictors)[0].shape[0]
+        return jnp.zeros((count, *seen.target.shape))
+    return jax.lax.scan(say, None, (seen_latents(network, params, patches, seen), params.predictors))[1]
 
 
 def predictions(
@@ -26,14 +57,7 @@ def predictions(
 
     A level that hears from above hears what the level above predicts; the highest hears zeros.
     """
-
-    def up(z: Float[Array, "B C D"], tree: Any) -> tuple[Array, Array]:
-        z = network.encode(tree, z, seen.context)
-        return z, network.norm(tree, z)
-
-    first = network.embed(params.encoder.embed, gather(patches, seen.context))
-    u = jax.lax.scan(up, first, params.encoder.levels)[1]
-    u = u[-jax.tree.leaves(params.predictors)[0].shape[0] :]
+    u = seen_latents(network, params, patches, seen)
 
     def down(above: Float[Array, "B M D"], level: tuple) -> tuple[Array, Array]:
         heard = (above,) if "above" in params.predictors else ()

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cora.types import Encoder, Network, Params, Sight, Tree
+from cora.types import Encoder, Network, Params, Sight, State, Tree
 
 Latents = Float[Array, "B _ D"]
 """Value nodes of some tokens; how many differs with the kind of mask."""
+Whole = State
+"""What a level is taught from: a table of all tokens [B, N, D], or two."""
 
 
 def gather(x: Float[Array, "B N D"], ids: Int[Array, "B K"]) -> Float[Array, "B K D"]:
@@ -56,26 +58,32 @@ def held(network: Network, tree: Tree, z: list[Latents], sight: Sight) -> Float[
 
 
 def teach(
-    network: Network, tree: Tree, full: Float[Array, "B N D"], sight: Sight
-) -> tuple[Float[Array, "B N D"], list[Latents]]:
-    """Returns the teacher's z_l for whole clips and the targets made of it, as `Network.level` wants them.
+    network: Network, tree: Tree, full: Whole, sight: Sight
+) -> tuple[Whole, list[Latents]]:
+    """Returns what the next level is taught from, and this level's targets as `Network.level` wants them.
 
-    Targets that are fixed go up in place of z_l, as they are.
+    That is the teacher's z_l of whole clips, of which targets are made here; targets that are fixed, as they are; or
+    z_l beside the next level's targets, where these are the latents of the level below.
     """
     asked = [m.target for m in sight.masks]
     if network.beside is not None:
         asked += [m.context for m in sight.masks]
-    if network.fixed is not None:
+    if network.fixed is not None and not network.below:
         return full, [gather(full, ids) for ids in asked]
-    ids = jnp.broadcast_to(jnp.arange(full.shape[1]), full.shape[:2])
-    full = network.encode(tree, full, ids)
-    goal = jax.lax.stop_gradient(network.goal(network.norm(tree, full)))
-    return full, [gather(goal, ids) for ids in asked]
+    z, told = full if network.below else (full, None)
+    ids = jnp.broadcast_to(jnp.arange(z.shape[1]), z.shape[:2])
+    z = network.encode(tree, z, ids)
+    own = jax.lax.stop_gradient(network.goal(network.norm(tree, z)))
+    goal = own if told is None else told
+    return (z, own) if network.below else z, [gather(goal, ids) for ids in asked]
 
 
-def taught(network: Network, teacher: Encoder, sight: Sight) -> Float[Array, "B N D"]:
-    """Returns what `teach` is given for the lowest level: the teacher's z_0, or the targets that are fixed."""
-    return network.embed(teacher.embed, sight.patches) if network.fixed is None else network.fixed(sight.patches)
+def taught(network: Network, teacher: Encoder, sight: Sight) -> Whole:
+    """Returns what `teach` is given for the lowest level: the teacher's z_0, the targets that are fixed, or both."""
+    if network.fixed is None:
+        return network.embed(teacher.embed, sight.patches)
+    goal = network.fixed(sight.patches)
+    return (network.embed(teacher.embed, sight.patches), goal) if network.below else goal
 
 
 def start(network: Network, embed: Tree, sight: Sight) -> list[Latents]:
@@ -88,7 +96,7 @@ def energies(
 ) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
     """Returns (energy, target error) of every level at the feed-forward pass, differentiable from end to end."""
 
-    def climb(carry: tuple[list[Latents], Latents], level: tuple[Tree, Tree, Tree]) -> tuple[tuple, tuple]:
+    def climb(carry: tuple[list[Latents], Whole], level: tuple[Tree, Tree, Tree]) -> tuple[tuple, tuple]:
         z, full = carry
         tree, predictor, teacher_tree = level
         full, goal = teach(network, teacher_tree, full, sight)

@@ -21,7 +21,7 @@ def clamped(
     """Returns what the network's energy is measured on, and the pull-back from z_0 to the patch embedding."""
     z, pull_back = jax.vjp(lambda tree: rules.start(network, tree, sight), params.encoder.embed)
 
-    def climb(full: rules.Latents, tree: Tree) -> tuple[rules.Latents, list[rules.Latents]]:
+    def climb(full: rules.Whole, tree: Tree) -> tuple[rules.Whole, list[rules.Latents]]:
         return rules.teach(network, tree, full, sight)
 
     goals = jax.lax.scan(climb, rules.taught(network, teacher, sight), teacher.levels)[1]

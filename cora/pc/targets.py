@@ -55,6 +55,27 @@ def error(target: config.Target) -> Error:
     return lambda predicted, goal: jnp.mean(penalty(goal - predicted), axis=(1, 2))
 
 
+SUREST = 5.0
+"""A log precision stays between this and its negative."""
+
+
+def log_precision(said: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns s, a predictor's own word on how sure it is, within bounds."""
+    return SUREST * jnp.tanh(said / SUREST)
+
+
+def weighed(predicted: Float[Array, "B M _"], goal: Float[Array, "B M D"]) -> Float[Array, " B"]:
+    """Returns every clip's mean over tokens and channels of (t - g)² / 2 + (e^s |t - g|² - s) / 2, where the last
+    channel predicted says s, one log precision a token, and |t - g| is held fixed.
+
+    The second term is a Gaussian's energy, by which s is learned; g is learned by the first. Under the Gaussian's
+    energy alone tokens in which nothing moves, whose errors are smallest, weigh hundreds of times as much as others.
+    (Seitzer et al. 2022, arXiv 2203.09168, with β = 1.)
+    """
+    gap, s = jnp.mean(jnp.square(goal - predicted[..., :-1]), axis=-1), log_precision(predicted[..., -1])
+    return jnp.mean(gap + jnp.exp(s) * jax.lax.stop_gradient(gap) - s, axis=1) / 2
+
+
 def of(target: config.Target, frames: int) -> Goal:
     """Returns the goal that the config names."""
     return change(frames) if target.of == "change" else layer_norm

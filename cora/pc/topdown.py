@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cora.pc.rules import Latents, held, start, taught, teach
+from cora.pc.rules import Latents, Whole, held, start, taught, teach
 from cora.types import Encoder, LearningRule, Network, Params, Sight, Tree
 
 Stacks = Float[Array, "L B _ D"]
@@ -20,7 +20,7 @@ def climb(
 ) -> tuple[list[Stacks], list[Stacks], list[Stacks]]:
     """Returns z_{l-1}, z_l and the goals of every level, one stack [L, ...] a kind of mask, at the forward pass."""
 
-    def up(carry: tuple[list[Latents], Latents], level: tuple[Tree, Tree]) -> tuple[tuple, tuple]:
+    def up(carry: tuple[list[Latents], Whole], level: tuple[Tree, Tree]) -> tuple[tuple, tuple]:
         z, full = carry
         full, goal = teach(network, level[1], full, sight)
         above = [network.encode(level[0], x, m.context) for x, m in zip(z, sight.masks, strict=True)]

@@ -5,6 +5,7 @@ Figures are made without pyplot, so nothing is shared between them, and the same
 
 import base64
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,10 +45,19 @@ def picture(image: UInt8[np.ndarray, "H W 3"]) -> str:
 
 
 def _svg(figure: Figure) -> str:
+    return _uri("image/svg+xml", _drawn(figure))
+
+
+def _drawn(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawn = buffer.getvalue()
-    return _uri("image/svg+xml", drawn[drawn.index(b"<svg"):])  # without the prolog, which names a remote DTD
+    return drawn[drawn.index(b"<svg"):]  # without the prolog, which names a remote DTD
+
+
+def png(data: bytes) -> str:
+    """Returns the data URI of a PNG file."""
+    return _uri("image/png", data)
 
 
 def _uri(kind: str, data: bytes) -> str:
@@ -98,6 +108,45 @@ def _draw(axes: Axes, steps: Float[np.ndarray, "n"], panel: Panel) -> None:
         axes.axhspan(0, panel.floor, color="#d1242f", alpha=0.09, linewidth=0)
         axes.text(0.99, panel.floor, panel.floor_name, transform=axes.get_yaxis_transform(), ha="right", va="bottom",
                   color="#a40e26", fontsize=8.5)
+
+
+def timeline(seconds: Float[np.ndarray, "S"], line: Float[np.ndarray, "L S"], title: str) -> bytes:
+    """Returns an SVG file: one curve a level over the seconds of a video."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for level, colour in enumerate(level_colours(len(line))):
+            axes.plot(seconds, line[level], color=colour, linewidth=1.9, label=f"level {level}",
+                      marker="o" if len(seconds) == 1 else "")
+        axes.set_title(title)
+        axes.set_xlabel("second")
+        axes.margins(x=0.01)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=8, handlelength=1.4)
+        return _drawn(figure)
+
+
+def strips(rows: Sequence[tuple[str, UInt8[np.ndarray, "H W 3"]]], title: str) -> bytes:
+    """Returns a PNG file: pictures of one size below each other, each with its name to the left."""
+    high, wide = rows[0][1].shape[:2]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.4 + len(rows) * 0.8 * WIDTH * high / wide), layout="constrained", dpi=130)
+        figure.suptitle(title, fontsize=9.5)
+        for axes, (name, image) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_ylabel("\n".join(textwrap.wrap(name, 14)), rotation=0, ha="right", va="center")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.grid(visible=False)
+            for side in axes.spines.values():
+                side.set_visible(False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def heat(values: Float[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n 3"]:
+    """Returns colours of values from 0 (black) over red to 1 (white-hot)."""
+    return (mpl.colormaps["inferno"](np.clip(values, 0, 1))[..., :3] * 255).astype(np.uint8)
 
 
 # --------------------------------------------------------------------------------------------------------- scores

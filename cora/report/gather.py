@@ -13,14 +13,14 @@ from jaxtyping import Int
 from cora import config
 from cora.measure.features import trained
 from cora.pc import masks
-from cora.report.material import Gallery
+from cora.report.material import Gallery, Shown
 from cora.store import record
 from cora.store.checkpoint import CheckpointError
-from cora.store.probes import SKILL, scores
+from cora.store.probes import FORECAST, SKILL, SURPRISE, scores
 from cora.train import corpus_of
-from cora.video.clips import views
+from cora.video import stream
+from cora.video.clips import ENDLESS, views
 from cora.video.codec import VideoError
-from cora.video.manifest import Clip
 
 PACKAGES = ("jax", "flax", "optax", "grain", "orbax-checkpoint", "av", "scikit-learn", "numpy")
 
@@ -57,18 +57,31 @@ def gallery(run: Path, *, count: int = 6) -> Gallery:
     found, left_out = scores(run, encoder.record.get("step"))
     return Gallery(
         clips=clips,
-        captions=tuple(clip.class_name or clip.path.name for clip, _ in shown),
+        captions=tuple(name for name, _ in shown),
         tokens=_tokens(settings, len(clips)),
         latents=z.transpose(1, 0, 2, 3).reshape(len(clips), len(z), *grid, -1),
         probe=found,
         summary=summary(run),
         left_out=left_out,
         skill=scores(run, encoder.record.get("step"), SKILL)[0],
+        forecast=_shown(run, encoder.record.get("step"), FORECAST),
+        surprise=_shown(run / Path(SURPRISE).stem, encoder.record.get("step"), SURPRISE),
     )
 
 
-def _readable(settings: config.Pretrain, count: int) -> list[tuple[Clip, np.ndarray]]:
-    """Returns up to `count` readable clips, of as many classes as there are, each with its frames."""
+def _shown(folder: Path, step: int | None, name: str) -> Shown | None:
+    """Returns what a verb found of this step's encoder, with its picture; None where either is missing."""
+    found, picture = scores(folder, step, name)[0], (folder / name).with_suffix(".png")
+    return Shown(found, picture.read_bytes()) if found is not None and picture.is_file() else None
+
+
+def _readable(settings: config.Pretrain, count: int) -> list[tuple[str, np.ndarray]]:
+    """Returns up to `count` readable clips, of as many classes as there are, each with its name; of the stream, films
+    that no run comes to."""
+    model = settings.model
+    if settings.corpus.path == config.STREAM:
+        films = [stream.renderer(model.frames, model.sides)(settings.run.seed, ENDLESS - i) for i in range(count)]
+        return [((*stream.MOTIONS, "nothing")[stream.subject(facts)], video) for video, facts in films]
     rows = corpus_of(settings.corpus).clips
     seen: Counter[int | None] = Counter()
     rounds = []  # the n-th clip of its class belongs to round n
@@ -76,14 +89,13 @@ def _readable(settings: config.Pretrain, count: int) -> list[tuple[Clip, np.ndar
         rounds.append(seen[row.label])
         seen[row.label] += 1
     order = sorted(range(len(rows)), key=rounds.__getitem__)
-    found: list[tuple[Clip, np.ndarray]] = []
-    model = settings.model
+    found: list[tuple[str, np.ndarray]] = []
     for i in order[: 4 * count]:
         try:
             video = views(rows[i].path, settings.corpus, frames=model.frames, size=model.size, count=1)[0]
         except VideoError:  # it stands in the run's ledger already
             continue
-        found.append((rows[i], video))
+        found.append((rows[i].class_name or rows[i].path.name, video))
         if len(found) == count:
             return found
     if not found:

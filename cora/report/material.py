@@ -5,6 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+GUESSES = {"mean": "mean at each place", "nearest": "nearest seen token", "copy_last": "last one seen",
+           "line": "straight line", "neighbours": "linear map of neighbours"}
+"""What the guesses of `cora skill` and `cora forecast` are called."""
+
 
 class Gallery(NamedTuple):
     """A few clips and what the model makes of them."""
@@ -26,6 +30,17 @@ class Gallery(NamedTuple):
     """Why `probe` is None although the run has been probed."""
     skill: dict[str, Any] | None = None
     """JSON of `cora skill`; None: not measured of this step yet."""
+    forecast: "Shown | None" = None
+    """JSON of `cora forecast`, and its picture."""
+    surprise: "Shown | None" = None
+    """JSON of `cora surprise`, and the film that surprised most."""
+
+
+class Shown(NamedTuple):
+    """What a verb found, and a PNG file that shows it."""
+
+    found: dict[str, Any]
+    picture: bytes
 
 
 class Material(NamedTuple):

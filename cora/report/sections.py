@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from cora.report import figures, reading
-from cora.report.material import Gallery, Material, Section
+from cora.report import ahead, figures, reading
+from cora.report.html import image, labelled, paragraph, percent, swatch, table
+from cora.report.material import GUESSES, Gallery, Material, Section
 from cora.video.motion import standing, unmoved
 
 TILE = 128
@@ -28,44 +29,6 @@ KINDS = {"short": "Short mask: many small blocks", "long": "Long mask: few large
          "future": "Future mask: all that comes later"}
 
 HIDDEN = {"random": "A quarter, at random places", "blocks": "Three quarters, in blocks", "future": "The later half"}
-GUESSES = {"mean": "mean at each place", "nearest": "nearest seen token", "copy_last": "last one seen",
-           "line": "straight line", "neighbours": "linear map of neighbours"}
-
-
-# ----------------------------------------------------------------------------------------------------------- HTML
-
-
-def paragraph(text: str, kind: str = "") -> str:
-    """Returns the text, escaped, as a paragraph of a CSS class."""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
-
-
-def image(source: str, alt: str) -> str:
-    """Returns an image with the text that stands for it."""
-    return f'<img src="{source}" alt="{escape(alt)}">'
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Returns a table; the first cell of a row is its heading, all text is escaped."""
-    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(c)}</td>" for c in row[1:])
-                   + "</tr>" for row in rows)
-    return f"<table>{f'<thead><tr>{heads}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
-
-
-def labelled(rows: list[tuple[str, str]]) -> str:
-    """Returns images below each other with a label (HTML) to the left of each."""
-    return '<div class="rows">' + "".join(f"<div>{label}</div>{shown}" for label, shown in rows) + "</div>"
-
-
-def swatch(colour: str, text: str) -> str:
-    """Returns a coloured square and its meaning."""
-    return f'<span class="swatch"><i style="background:{colour}"></i>{escape(text)}</span>'
-
-
-def percent(share: float) -> str:
-    """Returns a share in [0, 1] as a percentage with one decimal, and a dash for nan."""
-    return f"{share:.1%}" if np.isfinite(share) else "–"
 
 
 def methods(probe: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -207,8 +170,9 @@ def skill(material: Material) -> Section:
     body = paragraph(f"Of {found['n_test']} clips that nothing was fitted to, tokens are hidden and predicted. “Left” "
                      "is the share of the hidden targets' variance that the prediction leaves: 0% is perfect, 100% no "
                      "better than the mean at each place. The best guess needs no network: the nearest seen token, the "
-                     "last one seen, a straight line, or a linear map of all seen neighbours. R² is what a linear map "
-                     "reads of the hidden tokens' own oriented energies off the prediction; no collapse improves it.",
+                     "last one seen, a straight line, or a linear map of the energies and pixels of all seen "
+                     "neighbours. R² is what a linear map reads of the hidden tokens' own oriented energies off the "
+                     "prediction; no collapse improves it.",
                      "lead")
     body += "".join(paragraph(f"Warning: {line}.", "verdict warning") for line in found["alarms"])
     rows = []
@@ -322,6 +286,6 @@ def plain(value: object) -> str:
 
 
 SECTIONS: tuple[Callable[[Material], Section | None], ...] = (
-    scores, clips, masks, skill, losses, settling, collapse, maps, levels, facts,
+    scores, clips, masks, skill, ahead.forecast, ahead.surprise, losses, settling, collapse, maps, levels, facts,
 )
 """The page, from top to bottom; a section that returns None has nothing to say of this run."""

@@ -21,6 +21,7 @@ from cora.types import Tree
 FORMAT = "cora-attentive-probe-2"
 """The former did not say of which step's encoder it was."""
 NAME, SCORES, SKILL = "probe_attentive", "probe.json", "skill.json"
+FORECAST, SURPRISE = "forecast.json", "surprise.json"
 
 
 class Probe(NamedTuple):

@@ -289,13 +289,17 @@ def start(path: Path | str, wanted: config.Pretrain | None = None) -> tuple[conf
 
 
 def _reading(predictors: Tree, wanted: config.Pretrain) -> Tree:
-    """Returns the predictors with the map that reads seen tokens, or without it, as the run wants."""
-    rest = {name: tree for name, tree in predictors.items() if name != "beside"}
-    if not wanted.learn.seen:
-        return rest
-    count, width = jax.tree.leaves(rest)[0].shape[0], wanted.model.width
-    line = {"kernel": jnp.zeros((count, width, width)), "bias": jnp.zeros((count, width))}
-    return {"beside": {"linear": line}, **predictors}
+    """Returns the predictors with the map that reads seen tokens and the one that says how sure they are, or without
+    them, as the run wants; those that are not there begin at zero."""
+    width, narrow = wanted.model.width, wanted.model.predictor_width
+    asked = {"beside": (bool(wanted.learn.seen), width, width), "precision": (wanted.learn.precision, narrow, 1)}
+    made = {name: tree for name, tree in predictors.items() if name not in asked}
+    count = jax.tree.leaves(made)[0].shape[0]
+    for name, (wants, ins, outs) in asked.items():
+        if wants:
+            line = {"kernel": jnp.zeros((count, ins, outs)), "bias": jnp.zeros((count, outs))}
+            made[name] = predictors.get(name, {"linear": line})
+    return made
 
 
 def frozen_teacher(path: Path | str, wanted: config.Model) -> Encoder:

@@ -18,10 +18,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, UInt8
 
-from cora.config import Corpus
+from cora.config import STREAM, Corpus
 from cora.meaning import Count
 from cora.schema import guard
-from cora.video import codec, pack
+from cora.video import codec, pack, stream
 from cora.video.ledger import CorpusError, Ledger
 from cora.video.manifest import Manifest
 from cora.video.source import Opened, Source, files, resize, shrink, shrunk
@@ -33,6 +33,8 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom of a crop in pixels of the frame."""
 Framing = tuple[Box, bool]
 """What is seen of a frame, and whether it is mirrored."""
+ENDLESS = 2**31 - 1
+"""Films of the stream that have a number."""
 
 
 def clips(
@@ -77,6 +79,9 @@ def _elements(
 ) -> grain.MapDataset:
     """Returns the endless dataset of single clips."""
     number, shards = shard
+    if corpus.path == STREAM:
+        endless = grain.MapDataset.range(number, ENDLESS, shards)
+        return endless.map(partial(_film, stream.renderer(frames, _sides(size)), seed))
     if not 0 <= number < shards <= len(manifest.clips):
         raise ValueError(f"shard = {shard!r}: must be (i, n) with 0 <= i < n <= {len(manifest.clips)} clips")
     paths = manifest.paths
@@ -88,6 +93,12 @@ def _elements(
     # Sliced before it is shuffled, so that the shards stay disjoint through all epochs.
     own = grain.MapDataset.range(places.start, places.stop, places.step).seed(_seed(seed, number))
     return own.shuffle().repeat().random_map(cut)
+
+
+def _film(drawn: stream.Renderer, seed: int, number: int) -> dict[str, Any]:
+    """Returns an element of the stream; its label is how the nearest thing moves, -1 where there is none."""
+    video, facts = drawn(seed, number)
+    return {"video": video, "label": np.int32(stream.subject(facts)), "index": np.int32(number)}
 
 
 def _batches(elements: grain.MapDataset, corpus: Corpus, batch: int) -> grain.IterDataset:
@@ -116,6 +127,27 @@ def views(
     high, wide = _sides(size)
     box = _centre(info.height, info.width, corpus.crop_aspect, wide / high)
     return _several(path, corpus, numbers, [(box, False)] * count, size)
+
+
+def spacing(path: Path | str, corpus: Corpus) -> float:
+    """Returns how many frames a second `whole` reads of a file. Raises codec.VideoError."""
+    rate = codec.inspect(Path(path)).fps
+    return {"stride": rate / corpus.stride, "fps": corpus.fps, "span": rate}[corpus.sampling]
+
+
+@guard
+def whole(path: Path | str, corpus: Corpus, *, size: Size) -> Video:
+    """Returns all frames of a file at the spacing that `corpus.sampling` asks for (under `span` every frame), of the
+    picture's centre as `views` cuts it.
+
+    Raises codec.VideoError.
+    """
+    info = _seen(path, corpus)
+    spaced = Corpus() if corpus.sampling == "span" else corpus
+    numbers = _numbers(info, spaced, max(1, int(info.frames * spacing(path, corpus) / info.fps)), 0.0, 1.0)
+    high, wide = _sides(size)
+    box = _centre(info.height, info.width, corpus.crop_aspect, wide / high)
+    return _several(path, corpus, numbers[None], [(box, False)], size)[0]
 
 
 def drawn(

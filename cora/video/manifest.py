@@ -87,6 +87,16 @@ def load(path: Path) -> Manifest:
                         f"a UCF101, HMDB51, Something-Something or Kinetics list, or a folder of videos")
 
 
+def column(path: Path, name: str) -> dict[int, str]:
+    """Returns the cells of a further column of our CSV, or of a folder's manifest.csv, by the clip's place in the list;
+    nothing where there is no such column."""
+    path = home(path)
+    file = path / "manifest.csv" if path.is_dir() else path
+    if not file.is_file() or name not in lists.columns(lists.head(file), (*OURS, name))[1]:
+        return {}
+    return {place: row[name] for place, (_, row) in enumerate(lists.table(file, (*OURS, name)))}
+
+
 def select(manifest: Manifest, split: str) -> Manifest:
     """Returns the clips of one split, or all of them where the corpus has no splits. Raises ManifestError if none."""
     available = sorted({clip.split for clip in manifest.clips} - {""})
