@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from cora import config
 from cora.schema import require
-from cora.store.stopping import terminable
+from cora.store.stopping import StoreWarning, terminable
 
 console = Console()
 
@@ -359,7 +359,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _notes_in_one_line() -> None:
-    from cora.store.checkpoint import StoreWarning
     from cora.video.manifest import ManifestWarning
 
     shown = warnings.showwarning

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from cora import config
 from cora.files import whole
+from cora.store.stopping import StoreWarning
 
 State = TypeVar("State")
 STEPS = "checkpoints"
@@ -92,10 +93,6 @@ def _seize(workdir: Path, file: TextIO) -> None:
     file.truncate(0)
     file.write(f"{os.getpid()} on {platform.node()}")
     file.flush()
-
-
-class StoreWarning(UserWarning):
-    """A run that goes on otherwise than it was begun."""
 
 
 def keep_shares(workdir: Path, now: Mapping[str, int], devices: int, *, resumed: bool) -> None:
@@ -215,6 +212,11 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Returns the newest step that was saved; None if there is none."""
         return self._manager.latest_step()
+
+    def whole(self) -> int | None:
+        """Returns the newest step whose folder is whole, from the disk alone: a signal may ask while orbax is at work
+        and holds its locks."""
+        return max((int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()), default=None)
 
     def empty(self) -> bool:
         """Returns whether nothing was saved yet."""

@@ -1,9 +1,14 @@
-"""Signals that end a run: between two steps where it is training, at once where it is not."""
+"""How a run ends and goes on: signals, which end it between two steps where it is training and at once where it is
+not, and the warning that it goes on otherwise than it was begun. Light, for the command line needs it first."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+class StoreWarning(UserWarning):
+    """A run that goes on otherwise than it was begun."""
 
 
 class Stopped(KeyboardInterrupt):
