@@ -294,7 +294,7 @@ def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console, told: S
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     corpora = {one: corpus_of(one) for one in (settings.corpus, *settings.mix)}
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
-    told.saved = book.whole
+    told.saved = book.on_disk
     checkpoint.keep_clips(workdir, remembered(settings, corpora), resumed=not book.empty())
     checkpoint.keep_shares(workdir, _shares(settings), jax.device_count(), resumed=not book.empty())
     checkpoint.write_config(workdir, settings)  # not before it is known that the run can go on

@@ -213,7 +213,7 @@ class Checkpoints:
         """Returns the newest step that was saved; None if there is none."""
         return self._manager.latest_step()
 
-    def whole(self) -> int | None:
+    def on_disk(self) -> int | None:
         """Returns the newest step whose folder is whole, from the disk alone: a signal may ask while orbax is at work
         and holds its locks."""
         return max((int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()), default=None)
