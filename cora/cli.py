@@ -16,12 +16,13 @@ from tyro.conf import Positional
 
 from cora import config
 from cora.schema import require
+from cora.store.stopping import StoreWarning, terminable
 
 console = Console()
 
 
 def demo(out: Path = Path("demo")) -> None:
-    """Embedded corpus, pretraining, frozen probes, export and report, in a few minutes on two cores.
+    """Embedded corpus, pretraining, frozen probes, export and report: 12 minutes of processor time.
 
     Args:
         out: Folder for everything; open its report.html in the end.
@@ -347,7 +348,7 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb; what the user can mend is one line on standard error and exit status 1."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), terminable():
             _notes_in_one_line()
             _main(arguments)
             sys.stdout.flush()
@@ -363,13 +364,14 @@ def _notes_in_one_line() -> None:
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, ManifestWarning):
+        if issubclass(category, ManifestWarning | StoreWarning):
             print(f"cora: note: {message}", file=sys.stderr)
         else:
             shown(message, category, *rest, **more)
 
     warnings.showwarning = show
     warnings.simplefilter("always", ManifestWarning)
+    warnings.simplefilter("always", StoreWarning)
 
 
 def _require_platform() -> None:
@@ -409,5 +411,6 @@ def _main(arguments: Sequence[str] | None) -> None:
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
         number = getattr(stop, "signal_number", signal.SIGINT)
-        print(f"\ncora {words[0]}: {stop or 'stopped'}", file=sys.stderr)
+        again = "; the same command goes on from where it was" * (verb is demo)
+        print(f"\ncora {words[0]}: {stop if str(stop) else 'stopped' + again}", file=sys.stderr)
         raise SystemExit(128 + number) from None

@@ -5,10 +5,9 @@
 Ask `fit` for the same run again and it goes on where the last checkpoint stands, to the same bits.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -30,10 +30,12 @@ from cora.pc.learn import learn
 from cora.pc.prediction import batch_skill
 from cora.schema import guard
 from cora.store import checkpoint, record, weights
+from cora.store.stopping import Signals, Stopped, signals
 from cora.types import Encoder, Network, Params, Sight
 from cora.video import manifest, stream, synthetic
 from cora.video.clips import mixed, together
 from cora.video.ledger import Ledger
+from cora.video.motion import standing, unmoved
 
 
 class TrainState(NamedTuple):
@@ -237,41 +239,21 @@ def loader(settings: config.Pretrain, workdir: Path, corpora: Corpora) -> grain.
     ]))
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal ended the run after `.step`, which is saved."""
-
-    def __init__(self, step: int, signal_number: int) -> None:
-        super().__init__(f"stopped after step {step}, which is saved; the same command goes on from there")
-        self.step, self.signal_number = step, signal_number
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yields a list to which SIGINT and SIGTERM are appended in place of ending the program, so that a step is ended
-    and saved first; a second one ends it at once. Elsewhere than in the main thread signals are left alone."""
-    asked: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @jax.jit
 def is_finite(state: TrainState) -> Bool[Array, ""]:
     """Returns whether every number of a state is finite."""
     numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
+
+
+@jax.jit
+def first_lost(
+    lost: Int[Array, "*L"] | None, loss: Float[Array, "*L"], step: Int[Array, ""]
+) -> Int[Array, "*L"]:
+    """Returns for each level the first step whose loss is not finite, -1 where there is none; `lost` is what was
+    returned for the steps before."""
+    now = jnp.where(jnp.isfinite(loss), -1, step)
+    return now if lost is None else jnp.where(lost < 0, now, lost)
 
 
 @guard
@@ -288,17 +270,33 @@ def fit(
     training there, record.Diverged at a loss or weight that is not finite, Stopped after a signal.
     """
     settings.parts(jax.device_count())  # refuses a batch that cannot be shared out before anything is written
-    with checkpoint.alone(workdir):
+    with checkpoint.alone(workdir), signals() as told:
         checkpoint.claim(workdir, settings, extend)
-        return _fit(settings, workdir, live)
+        return _fit(settings, workdir, live, told)
 
 
-def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> TrainState:
+def _shares(settings: config.Pretrain) -> dict[str, int]:
+    """Returns how many clips of a batch each shape has, by what a shape is."""
+    parts = settings.parts(jax.device_count())
+    return {f"{part.model.frames} frames of {part.model.size}": part.run.batch for part in parts}
+
+
+def _tell_of_stills(settings: config.Pretrain, drawn: Sequence[UInt8[np.ndarray, "_ _ _ _ 3"]]) -> None:
+    """Warns, before anything is learned, where the first clips of a run have nothing that its targets measure."""
+    parts = settings.parts(jax.device_count())
+    still = [standing(video, part.model.grid[0]) for part, video in zip(parts, drawn, strict=True)]
+    if line := unmoved(still, settings.target.of):
+        warnings.warn(line, manifest.ManifestWarning, stacklevel=2)
+
+
+def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console, told: Signals) -> TrainState:
     mesh = Mesh(jax.devices(), ("data",))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     corpora = {one: corpus_of(one) for one in (settings.corpus, *settings.mix)}
     book = checkpoint.Checkpoints(workdir, save_every=settings.run.save_every, keep=settings.run.keep)
+    told.saved = book.on_disk
     checkpoint.keep_clips(workdir, remembered(settings, corpora), resumed=not book.empty())
+    checkpoint.keep_shares(workdir, _shares(settings), jax.device_count(), resumed=not book.empty())
     checkpoint.write_config(workdir, settings)  # not before it is known that the run can go on
     network, data = build(settings.model, settings.target, settings.learn), loader(settings, workdir, corpora)
     begin = given(settings) if book.empty() else (None, None)  # a resumed run needs what it started from no more
@@ -307,13 +305,18 @@ def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> Trai
     check = jax.jit(make_check(settings), in_shardings=(whole, split))
     state = book.restore(state, data) or state
     done = int(jax.device_get(state.step))
+    lost = None
 
     def save(i: int) -> None:
+        if lost is not None and (steps := np.atleast_1d(jax.device_get(lost))).max() >= 0:
+            level = int(np.where(steps < 0, settings.run.steps + 1, steps).argmin())
+            raise record.Diverged(int(steps[level]), level)
         if not jax.device_get(is_finite(state)):
             raise record.Diverged(i, None)
         book.save(i, state, data)  # before the next batch is drawn, or a resumed run would skip it
 
-    with closing(book), stop_signals() as asked:
+    with closing(book):
+        told.patient = True
         try:
             with record.Record(workdir, steps=settings.run.steps, start=done, live=live) as kept, \
                     jax.transfer_guard("disallow"):
@@ -322,20 +325,23 @@ def _fit(settings: config.Pretrain, workdir: Path, live: bool | Console) -> Trai
                         kept.settle()  # so that no row is lost to a kill
                         save(i)
                     with kept.clock.waiting():
-                        videos = tuple(jax.make_array_from_process_local_data(split, one["video"])
-                                       for one in next(data))
+                        drawn = [one["video"] for one in next(data)]
+                        videos = tuple(jax.make_array_from_process_local_data(split, one) for one in drawn)
+                    if i == done:
+                        _tell_of_stills(settings, drawn)
                     logged = (i + 1) % settings.run.log_every == 0 or i + 1 == settings.run.steps
                     state, metrics = step(state, videos)
+                    lost = first_lost(lost, metrics["loss"], state.step)
                     kept.clock.tick(settings.run.batch)
                     if logged:
                         kept.later(i + 1, metrics | check(state, videos))
-                    if asked and i + 1 < settings.run.steps:
+                    if told.asked and i + 1 < settings.run.steps:
                         kept.settle()
                         save(i + 1)
-                        raise Stopped(i + 1, asked[0])
+                        raise Stopped(i + 1, told.asked[0])
             save(settings.run.steps)
-            if asked:  # also in the last step: whoever called is not to go on
-                raise Stopped(settings.run.steps, asked[0])
+            if told.asked:  # also in the last step: whoever called is not to go on
+                raise Stopped(settings.run.steps, told.asked[0])
         except record.Diverged as error:
             raise record.Diverged(error.step, error.level, book.latest()) from None
     return state

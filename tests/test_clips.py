@@ -507,13 +507,20 @@ def test_the_memory_that_a_film_takes_does_not_grow_with_its_length(tmp_path, mo
 def test_a_film_that_breaks_midway_leaves_nothing_in_the_pack(corpus_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(codec, "AT_ONCE", 1)
     paths = [tmp_path / "broken.mp4", corpus_folder / "1.mp4"]
-    codec.write(paths[0], np.random.default_rng(0).integers(0, 256, (40, 32, 64, 3), np.uint8), 25.0)
+    with av.open(str(paths[0]), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for picture in np.random.default_rng(0).integers(0, 256, (40, 32, 64, 3), np.uint8):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    with av.open(str(paths[0])) as container:
+        middle = [packet.pos for packet in container.demux() if packet.size][20]
     data = bytearray(paths[0].read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 3000] = np.random.default_rng(1).bytes(3000)
+    data[middle + 100 : middle + 300] = bytes(200)
     paths[0].write_bytes(data)
     assert len(next(codec.stream(paths[0], np.arange(40)))) == 1
     packed = pack.unpack(pack.pack(paths, tmp_path / "packs", 12))
-    with pytest.raises(codec.VideoError, match="cannot be decoded"):
+    with pytest.raises(codec.VideoError, match=r"cannot be decoded|ends or is damaged before frame 20 of 40"):
         packed(0)
     meant = source.shrink(codec.read(paths[1], np.arange(LENGTH)), 12)
     np.testing.assert_array_equal(packed(1).read(np.arange(LENGTH)), meant)
@@ -524,6 +531,36 @@ def test_a_full_disk_stops_a_pack_before_it_is_filled(corpus_folder, tmp_path, m
     with pytest.raises(OSError, match=r"too full.*\(1 MiB free\).*corpus\.pack"):
         pack.pack([corpus_folder / "0.mp4"], tmp_path / "packs", 12)
     assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_pack_that_cannot_fit_is_refused_before_anything_is_decoded(corpus_folder, tmp_path, monkeypatch):
+    """There is room for any one of the files, and not for all."""
+    paths = [path for path in sorted(corpus_folder.glob("?.mp4")) if path.stat().st_size]
+    size = sum(len(video) * 12 * 16 * 3 for video in (codec.read(path, np.arange(LENGTH)) for path in paths))
+    assert pack.estimate(paths, 12) == size
+    free = 2**28 + size // 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40, free))
+    monkeypatch.setattr(codec, "stream", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(OSError, match=r"too full.*corpus\.pack"):
+        pack.pack(paths, tmp_path / "packs", 12)
+    assert list((tmp_path / "packs").iterdir()) == []
+
+
+def test_a_pack_says_how_large_it_will_be_and_how_far_it_is(corpus_folder, tmp_path, monkeypatch, capsys):
+    paths = sorted(corpus_folder.glob("*.mp4"))
+    monkeypatch.setattr(pack, "EVERY", 0.0)
+    made = pack.pack(paths, tmp_path / "packs", 12)
+    size = f"{(made / 'frames.u8').stat().st_size / 1e6:.1f} MB"
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert f"packing {len(paths)} files at 12 pixels" in first and f"about {size}," in first
+    parts = [f"packing: {i} of {len(paths)}" for i in range(1, 1 + len(paths))]
+    assert [line.split(" files")[0] for line in rest] == parts
+    assert f"{size} of about {size}, 0:00:00 left" in rest[-1]
+    monkeypatch.setattr(pack, "EVERY", 1e9)
+    pack.pack(paths, tmp_path / "packs", 13)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    pack.pack(paths, tmp_path / "packs", 13)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_pack_is_built_once_and_anew_for_a_changed_corpus(corpus_folder, tmp_path):

@@ -4,6 +4,7 @@ What is meant comes from plain PyAV, decoding the one track from its first packe
 """
 
 import inspect
+import struct
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from cora.config import Corpus
 from cora.video import codec, pack
@@ -165,6 +167,65 @@ def test_pictures_that_change_size_are_refused_by_every_way(tmp_path):
     for way in (codec.read, lambda *given: list(codec.stream(*given))):
         with pytest.raises(codec.VideoError, match=r"has pictures of \(48, 48\) where"):
             way(path, np.arange(10, 16))
+
+
+# ------------------------------------------------------------------------------------------------- which way up
+
+QUARTERS = [(1, 0, 0, 1), (-1, 0, 0, 1), (-1, 0, 0, -1), (1, 0, 0, -1), (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, -1, 0),
+            (0, -1, 1, 0)]
+"""(a, b, c, d): a point (x, y) is shown at (a x + c y, b x + d y). In the order of EXIF's orientations."""
+
+
+def shown_at(pictures: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
+    """Every pixel put where the matrix says, one by one."""
+    height, width = pictures.shape[1:3]
+    places = {(y, x): (b * x + d * y, a * x + c * y) for y in range(height) for x in range(width)}
+    top, left = (min(place[axis] for place in places.values()) for axis in (0, 1))
+    sides = (height, width) if a else (width, height)
+    out = np.zeros((len(pictures), *sides, 3), np.uint8)
+    for (y, x), (row, column) in places.items():
+        out[:, row - top, column - left] = pictures[:, y, x]
+    return out
+
+
+@pytest.mark.parametrize("slant", [0.0, 0.3])
+@pytest.mark.parametrize("matrix", QUARTERS)
+def test_a_film_is_turned_and_mirrored_as_its_display_matrix_says(tmp_path, matrix, slant):
+    path = write(tmp_path / "a.mp4", ("libx264", moving(6, 32, 64), FAST, DEFAULT))
+    meant, data = shown_at(sequential(path), *matrix), bytearray(path.read_bytes())
+    a, b, c, d = matrix
+    a, b, c, d = (round(65536 * (x + slant * y)) for x, y in ((a, -b), (b, a), (c, -d), (d, c)))
+    place = data.index(b"tkhd") + 44
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    assert_every_way(path, meant, tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_still_is_turned_and_mirrored_as_its_exif_says(tmp_path, orientation, ending):
+    """What is meant comes from Pillow."""
+    path, exif = tmp_path / f"a.{ending}", Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(moving(1, 48, 80)[0]).save(path, exif=exif, quality=95, subsampling=0, lossless=True)
+    with Image.open(path) as stored:
+        meant = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))[None]
+    assert_every_way(path, meant, tmp_path)
+
+
+def test_pixels_that_are_not_square_stay_as_they_are_stored(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options=FAST)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+        for picture in moving(9, 48, 64):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        out.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert container.streams[0].sample_aspect_ratio == 2
+    assert_every_way(path, sequential(path), tmp_path)
+    assert codec.inspect(path)[2:4] == (48, 64)
 
 
 # ------------------------------------------------------------------------------------------------- time

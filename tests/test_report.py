@@ -390,3 +390,20 @@ def test_what_it_predicts_stands_beside_the_best_guess_and_the_alarm(html, galle
     assert "Warning: level 2 predicts nothing of what is hidden." in part and "Of 34 clips" in part
     bare = write(tmp_path / "out", make_run(tmp_path / "bare"), gallery._replace(skill=None)).read_text()
     assert "cora skill" in bare and "71.5%" not in bare
+
+
+# ------------------------------------------------------------------------------------------------------- warnings
+
+
+def test_what_is_to_be_known_of_a_corpus_stands_beside_its_accuracies(tmp_path, run, gallery):
+    note = "3 of 9 groups have clips in more than one split ('<p1>' in test and train)"
+    told = page(tmp_path, run, gallery._replace(probe=probe() | {"notes": [note]}), sections=(sections.scores,))
+    assert note in told.text and note not in page(tmp_path, run, gallery, sections=(sections.scores,)).text
+
+
+def test_clips_that_stand_still_are_named_where_only_change_is_asked_for(tmp_path, run, gallery):
+    still = gallery._replace(clips=gallery.clips[:, :1].repeat(8, 1))
+    for of, shown, warns in (("change", still, True), ("whole", still, False), ("change", gallery, False)):
+        (run / "config.json").write_text(json.dumps({"target": {"of": of}}))
+        text = page(tmp_path, run, shown, sections=(sections.losses,)).text
+        assert ("--target.of whole" in text) == warns

@@ -213,3 +213,12 @@ def test_predictors_of_another_kind_are_refused_by_name(there, here, said, tmp_p
     with pytest.raises(weights.WeightsError, match=said) as refusal:
         train.given(wanted(here, native(tmp_path / "native", there)))
     assert f"learn.rule = {LEARNS[here].rule!r}" in str(refusal.value)
+
+
+def test_a_start_in_the_home_folder_is_found_there(tmp_path, monkeypatch):
+    native(tmp_path / "native")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = wanted(start="~/native")
+    same(weights.start("~/native", settings)[1], made())
+    same(train.given(settings)[0], made())
+    same(train.given(wanted(teacher="~/native"))[1], made().encoder)

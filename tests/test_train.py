@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,12 @@ import pytest
 from laws import compiled, drawn
 
 from cora import config, train
+from cora.nets import hog3d
 from cora.nets.hierarchy import build
 from cora.store import checkpoint, record, weights
 from cora.video import codec
+from cora.video.manifest import ManifestWarning
+from cora.video.motion import standing
 
 MODEL = config.Model(frames=4, size=16, patch=8, tubelet=2, width=16, heads=2, levels=2, predictor_width=8,
                      predictor_heads=1)
@@ -292,3 +296,32 @@ def test_export_comes_back_bit_for_bit_and_a_misfit_is_named(straight, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(meta))
     with pytest.raises(weights.WeightsError, match=r"levels\.blocks\.block0\.fc1"):
         weights.load(tmp_path)
+
+
+@pytest.mark.parametrize(("of", "moves", "warns"), [("change", False, True), ("whole", False, False),
+                                                     ("change", True, False)])
+def test_a_run_whose_targets_are_zero_everywhere_says_so_first(corpus, tmp_path, of, moves, warns):
+    films = corpus if moves else tmp_path / "still"
+    for i in range(0 if moves else 5):
+        picture = np.random.default_rng(i).integers(0, 256, (1, 24, 24, 3), np.uint8)
+        (films).mkdir(exist_ok=True)
+        codec.write(films / f"{i}.mp4", picture.repeat(10, 0), 10.0)
+    made = replace(settings(films, steps=1), target=config.Target(kind="hog3d", of=of))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ManifestWarning)
+        train.fit(made, tmp_path / "run", live=False)
+    assert any("--target.of whole" in str(warning.message) for warning in told) == warns
+    if warns:  # the fault that is warned of: a still clip's targets, by the model's own measure
+        clip = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16, 3), np.uint8).repeat(4, 1))
+        assert not hog3d.goal(MODEL, made.target)(build(MODEL).patches(clip)).any()
+
+
+def test_a_clip_stands_still_where_no_frame_differs_from_the_first():
+    rng = np.random.default_rng(0)
+    clips = rng.integers(0, 200, (4, 1, 6, 6, 3), np.uint8).repeat(5, 1)
+    clips[1, 3, 2, 4, 1] += 9
+    clips[2] += rng.integers(0, 9, clips[2].shape, np.uint8)
+    meant = [all(abs(int(a) - int(b)) <= 8 for frame in clip for a, b in zip(frame.flat, clip[0].flat, strict=True))
+             for clip in clips]
+    assert standing(clips, 2).tolist() == meant == [True, False, True, True]
+    assert standing(clips, 1).all()

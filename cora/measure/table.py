@@ -4,13 +4,14 @@ This file knows how a table lies in an `.npz` file and when one makes sense. It 
 came from (an encoder, pixels) or what is fitted to them.
 """
 
-import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from cora.files import whole
 
 SPLITS = ("train", "test")
 
@@ -76,10 +77,8 @@ def save(path: Path, table: Table) -> None:
     for name in ("group", "split", "path", "class_name"):
         if name in columns:
             columns[name] = columns[name].astype(np.str_)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:  # a handle, because numpy would add .npz to a name without it
+    with whole(path) as part, part.open("wb") as file:  # a handle: numpy would add .npz to a name without it
         np.savez(file, **columns)
-    os.replace(part, path)
 
 
 def load(path: Path) -> Table:

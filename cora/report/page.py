@@ -4,13 +4,13 @@ This file knows where a run keeps its rows and its config, and how the page look
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from cora.files import whole
 from cora.report import reading
 from cora.report.material import Gallery, Material, Section, require
 from cora.report.sections import SECTIONS, methods
@@ -78,10 +78,9 @@ def write(out: Path, run: Path, gallery: Gallery,
     config = json.loads((run / "config.json").read_text())
     material = Material(run.resolve().name, record.read(run / record.FILE), config, gallery)
     out.mkdir(parents=True, exist_ok=True)
-    part = out / (FILE + ".part")
     made = [made for section in sections if (made := section(material)) is not None]
-    part.write_text(document(material, made), encoding="utf-8")
-    os.replace(part, out / FILE)
+    with whole(out / FILE) as part:
+        part.write_text(document(material, made), encoding="utf-8")
     return out / FILE
 
 

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from cora.report import ahead, figures, reading
 from cora.report.html import image, labelled, paragraph, percent, swatch, table
 from cora.report.material import GUESSES, Gallery, Material, Section
+from cora.video.motion import standing, unmoved
 
 TILE = 128
 """Height of a frame on the page in pixels."""
@@ -84,6 +85,7 @@ def scores(material: Material) -> Section:
         "A simple classifier is fitted to frozen features: the encoder never saw a label. The same network before "
         "training and the bare pixels show what comes for free"
         f"{'; its targets, read without any network, what it was told' * told}. Bars are 95% intervals.", "lead")
+    body += "".join(paragraph(f"Beware: {note}.", "verdict warning") for note in probe.get("notes", ()))
     body += verdicts + image(figures.dots(groups, probe.get("chance")), f"Accuracies with 95% intervals. {alt}")
     body += table(["Method and features", "Accuracy", "95% interval", "Level"], rows)
     body += paragraph(f"{probe['n_train']} training and {probe['n_test']} test clips; the test clips come from "
@@ -152,6 +154,9 @@ def losses(material: Material) -> Section:
     fixed = "The targets are fixed: a lower loss is a better prediction, though not always better features."
     body = paragraph("Each level predicts by itself, so each has its own loss. Strong lines are running means. "
                      + (fixed if _fixed(material) else moving), "lead")
+    still = standing(material.gallery.clips, material.gallery.latents.shape[2])
+    if line := unmoved([still], material.config.get("target", {}).get("of", "")):
+        body += paragraph(f"Warning: {line}.", "verdict warning")
     body += _curves(material, [_panel(material, "loss", "Prediction loss"), second], "Curves over training.")
     return Section("loss", "How training went", body)
 

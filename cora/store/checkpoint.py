@@ -6,8 +6,12 @@ The only file that knows orbax. A step folder appears whole or not at all, so a 
 import errno
 import hashlib
 import json
+import logging
 import os
 import platform
+import re
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +22,20 @@ import jax
 import orbax.checkpoint as ocp
 
 from cora import config
+from cora.files import whole
+from cora.store.stopping import StoreWarning
 
 State = TypeVar("State")
 STEPS = "checkpoints"
 """Folder of a run's step folders."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Returns whether a line of orbax' is no tale of a failure that `Checkpoints` tells in one line."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 
 class CheckpointError(ValueError):
@@ -81,6 +95,19 @@ def _seize(workdir: Path, file: TextIO) -> None:
     file.flush()
 
 
+def keep_shares(workdir: Path, now: Mapping[str, int], devices: int, *, resumed: bool) -> None:
+    """Writes into `workdir` how many clips each shape of a batch has on so many devices; warns where a run that is
+    `resumed` had others."""
+    file = workdir / "shares.json"
+    if resumed and file.is_file():
+        then = json.loads(file.read_text())
+        if then["clips"] != dict(now):
+            lines = (f"{name}: {then['clips'].get(name, 0)} then, {own} now" for name, own in now.items())
+            warnings.warn(f"{workdir}: on {devices} devices, not {then['devices']}, a batch is shared out otherwise "
+                          f"({'; '.join(lines)}): corpora have other weights from here on", StoreWarning, stacklevel=2)
+    _put(file, json.dumps({"devices": devices, "clips": dict(now)}, indent=2) + "\n")
+
+
 def claim(workdir: Path, wanted: config.Pretrain, extend: bool = False) -> None:
     """Makes `workdir` belong to this config, or raises CheckpointError with the fields in which it already differs, or
     of which it says nothing.
@@ -110,6 +137,8 @@ def claim(workdir: Path, wanted: config.Pretrain, extend: bool = False) -> None:
             raise CheckpointError("\n".join([head, *lines]))
         if extend:
             return  # the number of steps is written once the run has been found able to go on
+    elif extend:
+        warnings.warn(f"{workdir} holds no run yet: --extend does nothing", StoreWarning, stacklevel=2)
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(workdir, wanted)
 
@@ -121,9 +150,8 @@ def write_config(workdir: Path, wanted: config.Pretrain) -> None:
 
 def _put(file: Path, text: str) -> None:
     """Writes a file that appears whole or not at all."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text)
-    part.replace(file)
+    with whole(file) as part:
+        part.write_text(text)
 
 
 class Clips(NamedTuple):
@@ -132,19 +160,27 @@ class Clips(NamedTuple):
     number: int
     sha256: str
     """Of their paths, in their order."""
+    versions: str = ""
+    """The same of their sizes and times of change; empty where an earlier checkout did not write it down."""
 
 
 def clips_of(root: Path, paths: Sequence[Path]) -> Clips:
     """Returns what to remember of a corpus with these paths; those in the folder `root` count as they lie to it."""
-    seen, above = hashlib.sha256(), os.fsencode(root / "x")[:-1]
+    seen, versions, above = hashlib.sha256(), hashlib.sha256(), os.fsencode(root / "x")[:-1]
     for path in paths:
         seen.update(os.fsencode(path).removeprefix(above) + b"\0")
-    return Clips(len(paths), seen.hexdigest())
+        try:
+            status = path.stat()
+            versions.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:
+            versions.update(b"missing\n")
+    return Clips(len(paths), seen.hexdigest(), versions.hexdigest())
 
 
 def keep_clips(workdir: Path, now: Mapping[str, Clips], *, resumed: bool) -> None:
     """Writes into `workdir` which clips the run's corpora have. One that is `resumed` must have those that it was begun
-    with: raises CheckpointError with the corpora whose clips are others.
+    with: raises CheckpointError with the corpora whose clips are others, and warns of those whose files were written
+    anew under the same names.
 
     Where in the order of clips a checkpoint stands would else mean nothing: some would come twice, others never. A run
     of an earlier checkout, which did not write them down, goes on with what there is.
@@ -153,10 +189,15 @@ def keep_clips(workdir: Path, now: Mapping[str, Clips], *, resumed: bool) -> Non
     if resumed and file.is_file():
         then = {name: Clips(**own) for name, own in json.loads(file.read_text()).items()}
         lines = [f"  {name}: {then[name].number} clips then, {own.number} now, not the same"
-                 for name, own in now.items() if own != then[name]]
+                 for name, own in now.items() if own[:2] != then[name][:2]]
         if lines:
             raise CheckpointError("\n".join([f"{workdir} was begun with other clips; restore them, in their order, or "
                                              "choose another --workdir:", *lines]))
+        for name, own in now.items():
+            if then[name].versions not in ("", own.versions):
+                warnings.warn(f"{workdir}: files of {name} have other sizes or times of change than when the run last "
+                              "began; if they were replaced, it goes on with other clips under the same names",
+                              StoreWarning, stacklevel=2)
     _put(file, json.dumps({name: own._asdict() for name, own in now.items()}, indent=2) + "\n")
 
 
@@ -165,11 +206,17 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, save_every: int = 1, keep: int = 2) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, save_interval_steps=save_every, create=True)
-        self._manager = ocp.CheckpointManager((workdir / STEPS).absolute(), options=options)
+        self._folder = (workdir / STEPS).absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:
         """Returns the newest step that was saved; None if there is none."""
         return self._manager.latest_step()
+
+    def on_disk(self) -> int | None:
+        """Returns the newest step whose folder is whole, from the disk alone: a signal may ask while orbax is at work
+        and holds its locks."""
+        return max((int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()), default=None)
 
     def empty(self) -> bool:
         """Returns whether nothing was saved yet."""
@@ -183,7 +230,8 @@ class Checkpoints:
         """Saves unless it stands there. Call it before the next batch is drawn, or resuming skips one."""
         if self._manager.latest_step() != step:
             items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(data))
-            self._manager.save(step, args=items, force=True)
+            with self._written():
+                self._manager.save(step, args=items, force=True)
 
     def restore(self, like: State, data: grain.DatasetIterator) -> State | None:
         """Returns the latest state, sharded as `like`, and sets `data` to where it stood; None if there is none."""
@@ -195,7 +243,31 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.close()
+        with self._written():
+            self._manager.close()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raises CheckpointError in place of what orbax says of a disk that is full or fails, and leaves no part of a
+        step behind: orbax writes on while a run goes on, and says it at the next step or in the end."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            code = error.errno if isinstance(error, OSError) else _system_error(str(error))
+            if code is None:
+                raise
+            for part in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+            kept = self.latest()
+            good = "no step is saved" if kept is None else f"the last that is saved is step {kept}"
+            raise CheckpointError(f"{self._folder}: a checkpoint could not be written ({os.strerror(code).lower()}); "
+                                  f"{good}; make room, and the same command goes on from there") from error
+
+
+def _system_error(text: str) -> int | None:
+    """Returns the number of the system's error that TensorStore tells of, if any."""
+    found = re.search(r"os_error_code='(\d+)'", text)
+    return int(found.group(1)) if found else None
 
 
 def read_state(path: Path, like: State) -> tuple[int, State]:

@@ -8,7 +8,6 @@ not know what the numbers mean, except that a loss has to be finite.
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -24,6 +23,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from tensorboardX import SummaryWriter
+
+from cora.files import whole
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -133,9 +134,8 @@ def truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read(path) if row["step"] <= step]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(map(_line, kept)))
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text("".join(map(_line, kept)))
 
 
 def _parse(line: bytes, where: str) -> Row:

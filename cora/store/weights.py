@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cora import config
+from cora.files import home, whole
 from cora.meaning import Count
 from cora.nets.hierarchy import build, latents
 from cora.schema import guard
@@ -80,11 +82,14 @@ def resized(model: config.Model, frames: int, height: int, width: int) -> config
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes named arrays and words about them as one safetensors file; it appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
     # Beware: safetensors writes the memory of an array as it lies there, and the shape as if it lay in order.
-    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, part, metadata=metadata)
-    part.chmod(0o644)  # safetensors leaves a file that its owner alone may read
-    part.replace(path)
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with whole(path) as part:
+        try:
+            save_file(ordered, part, metadata=metadata)
+        except SafetensorError as error:  # of a full disk too
+            raise OSError(f"{path}: {error}") from error
+        part.chmod(0o644)  # safetensors leaves a file that its owner alone may read
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -267,7 +272,7 @@ def start(path: Path | str, wanted: config.Pretrain | None = None) -> tuple[conf
     Its model may differ in frames and size and in how it is computed, and in nothing else. Raises WeightsError
     that names every field and array in which it does.
     """
-    model, learner, predictors, teacher = _read(Path(path), wanted.model.levels if wanted else None)
+    model, learner, predictors, teacher = _read(home(path), wanted.model.levels if wanted else None)
     if predictors is None:
         raise WeightsError(f"{path}: holds no predictors, so training cannot go on from it; export the run again")
     params = Params(learner, predictors)
@@ -299,7 +304,7 @@ def _reading(predictors: Tree, wanted: config.Pretrain) -> Tree:
 
 def frozen_teacher(path: Path | str, wanted: config.Model) -> Encoder:
     """Returns the encoder of a run, native or Hugging Face folder, to teach a model of its shape; raises as `start`."""
-    model, _, _, encoder = _read(Path(path), wanted.levels)
+    model, _, _, encoder = _read(home(path), wanted.levels)
     _require_model(path, model, wanted, ("predictor_width", "predictor_depth", "predictor_heads", "predictor_mlp_ratio",
                                          "mask_tokens"))
     return encoder

@@ -4,6 +4,7 @@ A container's key flag is not decodability: under intra refresh it marks picture
 later, and an mp4 without a list of key frames marks every picture. Knows no decoder and no container.
 """
 
+import re
 from collections.abc import Callable, Iterator
 
 
@@ -13,12 +14,26 @@ def begins(codec: str, setup: bytes) -> Callable[[bytes], bool] | None:
     What may begin shows itself and all that is shown after it as they were meant. `setup` is the stream's extra data.
     """
     if codec in ("h264", "hevc"):
-        at = {"h264": 4, "hevc": 21}[codec]
-        length = (setup[at] & 3) + 1 if len(setup) > at and setup[0] == 1 else 0
+        length = _length(codec, setup)
         unit = {"h264": _begins_h264, "hevc": _begins_hevc}[codec]
         return lambda packet: any(unit(part) for part in _units(packet, length))
     return {"vp8": _begins_vp8, "vp9": _begins_vp9, "av1": _begins_av1, "mpeg4": _begins_mpeg4,
             "mpeg1video": _begins_mpeg2, "mpeg2video": _begins_mpeg2}.get(codec)
+
+
+IMPOSSIBLE = re.compile(rb"\x00\x00(\x00+[^\x00\x01]|\x02)")
+"""Between two marks, which zeros may go before."""
+
+
+def intact(codec: str, setup: bytes) -> Callable[[bytes], bool] | None:
+    """Returns whether a packet may be as it was written; None where nothing here can tell.
+
+    Units of H.264 and HEVC hold neither 0 0 0 nor 0 0 1 nor 0 0 2, and their sizes do not exceed the packet.
+    """
+    if codec not in ("h264", "hevc"):
+        return None
+    length = _length(codec, setup)
+    return lambda packet: _fits(packet, length) if length else not IMPOSSIBLE.search(packet)
 
 
 def renews(codec: str, setup: bytes) -> Callable[[bytes], bool]:
@@ -26,7 +41,29 @@ def renews(codec: str, setup: bytes) -> Callable[[bytes], bool]:
     nothing here can tell, so that every packet may."""
     if codec != "h264" or len(setup) < 5 or setup[0] != 1:
         return lambda packet: True
-    return lambda packet: any(part[:1] and part[0] & 31 == 7 for part in _units(packet, (setup[4] & 3) + 1))
+    return lambda packet: any(part[:1] and part[0] & 31 == 7 for part in _units(packet, _length(codec, setup)))
+
+
+def _length(codec: str, setup: bytes) -> int:
+    """Returns how many bytes say the size of a unit; 0 where marks stand between units instead."""
+    at = {"h264": 4, "hevc": 21}[codec]
+    return (setup[at] & 3) + 1 if len(setup) > at and setup[0] == 1 else 0
+
+
+PADDING = 8
+"""Zeros that a muxer may leave behind a unit."""
+
+
+def _fits(packet: bytes, length: int) -> bool:
+    place = 0
+    while place + length <= len(packet):
+        end = place + length + int.from_bytes(packet[place : place + length])
+        whole = packet[place + length : end]
+        unit = whole.rstrip(b"\0")
+        if end > len(packet) or len(whole) - len(unit) > PADDING or re.search(rb"\x00\x00[\x00-\x02]", unit):
+            return False
+        place = end
+    return True
 
 
 def _units(packet: bytes, length: int) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from cora.files import home
 from cora.video import lists
 from cora.video.lists import ManifestError
 
@@ -74,7 +75,7 @@ def load(path: Path) -> Manifest:
     Raises ManifestError where nothing fits, a row is malformed, two rows say different things of one file, or there is
     no clip at all. Warns of groups that stand in two splits.
     """
-    path = _home(path)
+    path = home(path)
     if not path.exists():
         raise ManifestError(f"{path}: does not exist; give a list file, a folder of class folders or one of videos")
     if path.is_file() and path.suffix.lower() in SUFFIXES + IMAGES:
@@ -89,7 +90,7 @@ def load(path: Path) -> Manifest:
 def column(path: Path, name: str) -> dict[int, str]:
     """Returns the cells of a further column of our CSV, or of a folder's manifest.csv, by the clip's place in the list;
     nothing where there is no such column."""
-    path = _home(path)
+    path = home(path)
     file = path / "manifest.csv" if path.is_dir() else path
     if not file.is_file() or name not in lists.columns(lists.head(file), (*OURS, name))[1]:
         return {}
@@ -127,11 +128,6 @@ def shared(clips: Iterable[Clip]) -> list[str]:
     more = ", ..." * (len(both) > 1)
     return [f"{len(both)} of {len(splits)} groups have clips in more than one split ({group!r} in {' and '.join(found)}"
             f"{more}): what is scored on one split has been seen in another"]
-
-
-def _home(path: Path) -> Path:
-    """Returns the path with a leading `~/` as the home folder, as a shell reads it."""
-    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 def _manifest(path: Path, rows: Sequence[Row]) -> Manifest:
@@ -191,7 +187,7 @@ def _split_of(name: str) -> str:
 
 def _at(folder: Path, cell: str) -> Path:
     """Returns the clip that a cell of a list in this folder names."""
-    return folder / _home(Path(cell))
+    return folder / home(Path(cell))
 
 
 # ------------------------------------------------------------------------------------------------- one reader a format

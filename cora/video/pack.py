@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,8 +26,12 @@ from jaxtyping import Int, UInt8
 from cora.video import codec
 from cora.video.source import Opened, Source, shrink, shrunk
 
-FORMAT = 2
+FORMAT = 3
 """Counts up whenever the bytes of a pack would change, so that older packs are not found."""
+SAMPLE = 32
+"""Files whose headers tell how large a pack will be."""
+EVERY = 5.0
+"""Seconds between two lines on how far a pack is."""
 STALE = 24 * 3600.0
 """Seconds after which a half-built pack is taken for the remains of a killed process."""
 
@@ -38,17 +44,23 @@ def cache() -> Path:
 def pack(paths: Sequence[Path], folder: Path, side: int, threads: int = 2) -> Path:
     """Returns the pack of these files below `folder`, built now if it is not there.
 
-    Every picture is shrunk to `side` pixels on its shorter side. Unreadable files are noted with their reason. Raises
-    OSError when the disk is too full. Two processes may build the same pack: the first to finish is kept.
+    Every picture is shrunk to `side` pixels on its shorter side. Unreadable files are noted with their reason. Standard
+    error is told how large it will be and, every few seconds, how far it is. Raises OSError when the disk is too full,
+    before anything is decoded where that can be told. Two processes may build the same pack: the first to finish is
+    kept.
     """
     done = folder / _name(paths, side)
     if (done / "index.json").exists():
         return done
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
+    meant = estimate(paths, side)
+    _say(f"packing {len(paths)} files at {side} pixels into {folder}: about {_size(meant)}, "
+         f"{_size(shutil.disk_usage(folder).free)} free")
+    _check_room(folder, meant, 0)
     unfinished = Path(tempfile.mkdtemp(prefix=done.name + ".", suffix=".tmp", dir=folder))
     try:
-        _build(paths, unfinished, side, threads)
+        _build(paths, unfinished, side, threads, meant)
         if not done.exists():
             try:
                 unfinished.rename(done)
@@ -58,6 +70,30 @@ def pack(paths: Sequence[Path], folder: Path, side: int, threads: int = 2) -> Pa
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return done
+
+
+def estimate(paths: Sequence[Path], side: int) -> int:
+    """Returns how many bytes a pack of these files has, from the headers of `SAMPLE` of them; it is exact where those
+    are all."""
+    some = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, SAMPLE).astype(int))]
+    sizes = []
+    for path in some:
+        try:
+            info = codec.inspect(path)
+        except codec.VideoError:
+            sizes.append(0)
+            continue
+        height, width = shrunk(info.height, info.width, side)
+        sizes.append(info.frames * height * width * 3)
+    return round(sum(sizes) * len(paths) / len(some))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def unpack(folder: Path) -> Source:
@@ -107,8 +143,9 @@ def _name(paths: Sequence[Path], side: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(paths: Sequence[Path], folder: Path, side: int, threads: int) -> None:
+def _build(paths: Sequence[Path], folder: Path, side: int, threads: int, meant: int) -> None:
     entries: list[dict[str, Any]] = []
+    begun = told = time.monotonic()
     chunk = 8 * threads  # bounds how many files' pictures wait for those before them
     with ThreadPoolExecutor(threads) as pool, (folder / "frames.u8").open("wb") as whole:
         for first in range(0, len(paths), chunk):
@@ -119,6 +156,12 @@ def _build(paths: Sequence[Path], folder: Path, side: int, threads: int) -> None
                         own.seek(0)
                         shutil.copyfileobj(own, whole)
                 entries.append(entry)
+                now = time.monotonic()
+                if now - told >= EVERY or len(entries) == len(paths):
+                    told = now
+                    left = (now - begun) / len(entries) * (len(paths) - len(entries))
+                    _say(f"packing: {len(entries)} of {len(paths)} files, {_size(whole.tell())} of about "
+                         f"{_size(max(meant, whole.tell()))}, {timedelta(seconds=round(left))} left")
     (folder / "index.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
@@ -129,7 +172,7 @@ def _shrunk(folder: Path, side: int, path: Path) -> tuple[dict[str, Any], IO[byt
             info = codec.inspect(path)
             height, width = shrunk(info.height, info.width, side)
             kept = {"path": str(path.absolute()), **info._replace(height=height, width=width)._asdict()}
-            _check_room(folder, _bytes(kept))
+            _check_room(folder.parent, _bytes(kept), _bytes(kept))  # the file's own pictures, and their copy
             own = undone.enter_context(tempfile.TemporaryFile(dir=folder))
             for block in codec.stream(path, np.arange(info.frames)):
                 own.write(np.ascontiguousarray(shrink(block, side)).data)
@@ -139,11 +182,11 @@ def _shrunk(folder: Path, side: int, path: Path) -> tuple[dict[str, Any], IO[byt
         return kept, own
 
 
-def _check_room(folder: Path, size: int) -> None:
+def _check_room(folder: Path, size: int, more: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < 2 * size + 2**28:  # the file's own pictures, their copy in the pack, and some air for the user
-        raise OSError(f"{folder.parent}: the disk is too full for a pack ({free >> 20} MiB free); set corpus.pack to 0 "
-                      f"or a smaller side, or XDG_CACHE_HOME to a roomier disk")
+    if free < size + more + 2**28:  # and some air for the user
+        raise OSError(f"{folder}: the disk is too full for a pack: {_size(size)} to come ({free >> 20} MiB free); set "
+                      f"corpus.pack to 0 or a smaller side, or XDG_CACHE_HOME to a roomier disk")
 
 
 def _sweep(folder: Path) -> None:

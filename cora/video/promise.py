@@ -52,7 +52,7 @@ class Packet(NamedTuple):
 def check_packets(path: Path, packets: list[Packet]) -> None:
     """Raises VideoError where there is nothing to start from, or a packet is incomplete."""
     if any(p.corrupt for p in packets):
-        raise VideoError(path, "is truncated or damaged: a packet is incomplete")
+        raise VideoError(path, "is truncated or damaged: a packet is incomplete or impossible")
     if not any(p.key for p in packets):
         raise VideoError(path, "has no frames" if not packets else "has no key frame to start from")
 
@@ -103,6 +103,16 @@ def _simplest(low: Fraction, high: Fraction) -> Fraction:
     return whole - 1 + 1 / _simplest(1 / (high - whole + 1), 1 / (low - whole + 1))
 
 
+def leading_pictures(packets: Sequence[Packet]) -> bool:
+    """Returns whether a picture stored after a key frame is shown before it: the mark of an open group of pictures."""
+    key = packets[0].pts or 0
+    for packet in packets:
+        key = packet.pts or 0 if packet.key else key
+        if (packet.pts or 0) < key:
+            return True
+    return False
+
+
 def put_end_to_end(data: bytes) -> bool:
     """Returns whether all that is missing between packets of a transport stream is what two files lack between them.
 
@@ -124,13 +134,3 @@ def put_end_to_end(data: bytes) -> bool:
         counts[pid] = count
         begun.discard(pid)
     return True
-
-
-def leading_pictures(packets: Sequence[Packet]) -> bool:
-    """Returns whether a picture stored after a key frame is shown before it: the mark of an open group of pictures."""
-    key = packets[0].pts or 0
-    for packet in packets:
-        key = packet.pts or 0 if packet.key else key
-        if (packet.pts or 0) < key:
-            return True
-    return False

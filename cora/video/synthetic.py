@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from cora.files import whole
 from cora.meaning import Count, Natural, Positive, Range
 from cora.schema import check, guard, require
 from cora.video import codec, drawing
@@ -190,9 +191,8 @@ def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     table = csv.DictWriter(text, [*COLUMNS, *extra], lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _planned(seed: int, plan: Plan | None) -> Plan:
