@@ -272,7 +272,13 @@ def fit(
     settings.parts(jax.device_count())  # refuses a batch that cannot be shared out before anything is written
     with checkpoint.alone(workdir), signals() as told:
         checkpoint.claim(workdir, settings, extend)
-        return _fit(settings, workdir, live, told)
+        try:
+            return _fit(settings, workdir, live, told)
+        except Stopped as stop:
+            if not stop.how:
+                raise
+            # What was being written when the signal came is whole by now.
+            raise Stopped(told.saved(), stop.signal_number, stop.how) from None
 
 
 def _shares(settings: config.Pretrain) -> dict[str, int]:

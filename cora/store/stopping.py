@@ -18,7 +18,7 @@ class Stopped(KeyboardInterrupt):
         saved = "nothing is saved yet" if step is None else f"step {step} is saved"
         super().__init__(f"{how or f'stopped after step {step}, which is saved'}"
                          f"{f'; {saved}' if how else ''}; the same command goes on from there")
-        self.step, self.signal_number = step, signal_number
+        self.step, self.signal_number, self.how = step, signal_number, how
 
 
 class Terminated(KeyboardInterrupt):
