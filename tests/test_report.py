@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cora.report import Gallery, Section, figures, reading, sections, write
+from cora.report.material import Shown
 
 LEVELS, WIDTH, TIMES, SIDE = 3, 16, 4, 2
 
@@ -35,8 +36,22 @@ def gallery():
         probe=probe(),
         summary={"steps": 40, "seconds": 125.0, "clips_per_second": 99.0, "wait_share": 0.02, "device": "cpu",
                  "versions": {"jax": "1.2.3"}, "rank_per_level": [8.0, 9.0, 10.0]},
-        skill=skill(),
+        skill=skill(), forecast=Shown(forecast(), PNG), surprise=Shown(surprise(), PNG),
     )
+
+
+PNG = b"\x89PNG what a strip would be"
+
+
+def forecast():
+    horizons = {"left": [[0.5, 0.75], [0.25, 0.625], [0.375, 0.875]],
+                "trivial": {"mean": [[1.0, 1.0]] * 3, "neighbours": [[0.8, 1.25]] * 3}}
+    return {"seen": 2, "frames_a_step": 2, "n_test": 34, "n_train": 12, "by_horizon": horizons}
+
+
+def surprise():
+    kinds = {kind: {"accuracy": [0.25, 0.5, 0.75], "auroc": [0.5] * 3, "pairs": 8} for kind in ("<vanish>", "all")}
+    return {"score": "energy", "level": 2, "pairs": {"energy": kinds}}
 
 
 def skill():
@@ -113,10 +128,27 @@ def test_the_page_refers_to_nothing_outside_itself(html):
 def test_every_section_is_there_once_and_linked_and_every_image_is_described(html):
     found = Page(html)
     names = [attrs["id"] for attrs in found.all("section")]
-    assert names == ["scores", "clips", "masks", "skill", "loss", "collapse", "maps", "levels", "facts"]
+    assert names == ["scores", "clips", "masks", "skill", "forecast", "surprise", "loss", "collapse", "maps", "levels", "facts"]
     assert [attrs["href"] for attrs in found.all("a")] == [f"#{name}" for name in names]
     assert all(len(attrs["alt"]) > 10 for attrs in found.all("img"))
     assert found.open == []
+
+
+def test_what_is_expected_and_what_surprises_is_said_and_shown(tmp_path, html, gallery):
+    def part(name, page):
+        return page[page.index(f'id="{name}"') : page.index("</section>", page.index(f'id="{name}"'))]
+
+    ahead = part("forecast", html)
+    assert "1 step ahead" in ahead and "2 steps ahead" in ahead and "first 2 time steps" in ahead
+    assert "<td>25.0%</td>" in ahead and "80.0% (linear map of neighbours)" in ahead
+    assert "100.0% (mean at each place)" in ahead, "the best guess is that of each horizon"
+    strange = part("surprise", html)
+    assert "energy, &lt;vanish&gt; (8 pairs)" in strange and "<td>75%</td>" in strange
+    picture = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    assert picture in ahead and picture in strange
+    silent = gallery._replace(forecast=None, surprise=None)
+    bare = write(tmp_path / "out", make_run(tmp_path / "bare"), silent).read_text()
+    assert "cora forecast" in part("forecast", bare) and 'id="surprise"' not in bare
 
 
 def test_foreign_text_stays_text(tmp_path, run, gallery):
