@@ -128,7 +128,8 @@ def test_the_page_refers_to_nothing_outside_itself(html):
 def test_every_section_is_there_once_and_linked_and_every_image_is_described(html):
     found = Page(html)
     names = [attrs["id"] for attrs in found.all("section")]
-    assert names == ["scores", "clips", "masks", "skill", "forecast", "surprise", "loss", "collapse", "maps", "levels", "facts"]
+    assert names == ["scores", "clips", "masks", "skill", "forecast", "surprise", "loss", "collapse", "maps", "levels",
+                     "facts"]
     assert [attrs["href"] for attrs in found.all("a")] == [f"#{name}" for name in names]
     assert all(len(attrs["alt"]) > 10 for attrs in found.all("img"))
     assert found.open == []
