@@ -185,7 +185,8 @@ def skill(
 
 def surprise(
     ckpt: Positional[Path], source: Positional[Path], /, out: Path | None = None,
-    score: Literal["energy", "misfit", "error"] = "energy", level: int | None = None, context: int = 0, show: int = 4,
+    score: Literal["energy", "misfit", "error", "motion"] = "energy", level: int | None = None, context: int = 0,
+    show: int = 4,
 ) -> None:
     """Measures how unexpected every moment and place of a video is, given what came before; ranks a list of them.
 
@@ -197,7 +198,7 @@ def surprise(
         source: A video, or any corpus that pretraining reads.
         out: Folder for surprise.json, surprise.npz and what is shown; by default `surprise` in the run's folder.
         score: energy: how improbable the next tokens were; misfit: how far from the expected the error is, either way;
-            error: the error as it is.
+            error: the error as it is; motion: the control, that of a prediction that knows nothing of the past.
         level: Whose surprise is shown and ranked by; by default the highest.
         context: Time steps of the past that are seen; 0: as many as a clip has.
         show: Films of which a video with heat over it and a curve are written, the most surprising ones.

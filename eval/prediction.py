@@ -68,10 +68,10 @@ def table(rows: list[Row]) -> str:
                   else "" for k in kinds]
         probes = [", ".join(f"{row['probes'][m][w]:.3f}" for w in ("trained", "targets", "random", "pixels")
                             if w in row["probes"][m]) if row["probes"] else "" for m in METHODS]
-        strange = [f"{row['surprise'][of]['all'][-1]:.2f}" if "surprise" in row else "" for of in ("energy", "misfit")]
+        strange = [f"{row['surprise'][of]['all'][-1]:.2f}" if "surprise" in row else "" for of in ("energy", "motion")]
         found.append(f"| {row['run']} | {row['corpus']} | " + " | ".join((*shares, *probes, *strange)) + " |")
     head = ["run", "corpus", *(f"{k}: left (best guess)" for k in kinds),
-            *(f"{m}: trained, targets, untrained, pixels" for m in METHODS), "surprise: energy", "misfit"]
+            *(f"{m}: trained, targets, untrained, pixels" for m in METHODS), "surprise: energy", "motion"]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *found])
 
 

@@ -172,6 +172,8 @@ def test_surprise_is_the_error_at_the_last_step_given_those_before(kind, context
     s = np.asarray(precisions(network, params, patches, seen, 0)).reshape(2, 10, 4, 4)
     np.testing.assert_allclose(np.concatenate([one.error for one in found], 1), error, rtol=2e-4)
     np.testing.assert_allclose(np.concatenate([one.precision for one in found], 1), s, atol=1e-4)
+    spread = jnp.mean(jnp.square(goals - goals.mean(1, keepdims=True)), axis=-1)[:, :, last].reshape(2, 10, 4, 4)
+    np.testing.assert_allclose(np.concatenate([one.spread for one in found], 1), spread, rtol=1e-4)
     np.testing.assert_allclose(np.concatenate([one.energy for one in found], 1), (np.exp(s) * error - s) / 2, rtol=1e-3,
                                atol=1e-4)
 

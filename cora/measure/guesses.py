@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 
 PENALTIES = (10.0, 100.0, 1000.0, 10000.0)
 """Of a ridge map, chosen on a fifth of the training clips."""
-ROWS = 10_000
+ROWS = 20_000
 """Hidden tokens that a ridge map learns from; as many are drawn where there are more."""
 COMPONENTS = 64
 """Principal components of a token by which a ridge map knows its neighbours."""

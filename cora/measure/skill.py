@@ -6,7 +6,7 @@ ask the targets: what a ridge map reads, off the predicted latents, of the hidde
 pixels, which no encoder can change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +68,15 @@ class Sample(NamedTuple):
 def sample(
     predictor: Predictor, clips: UInt8[np.ndarray, "n T H W 3"], kind: str, seed: int = 0, asked: config.Mask = ASKED
 ) -> Sample:
-    """Returns what is predicted of these clips under this kind of mask, drawn from the seed.
+    """Returns what is predicted of these clips under this kind of mask; as `samples`."""
+    return samples(predictor, clips, (kind,), seed, asked)[kind]
+
+
+def samples(
+    predictor: Predictor, clips: UInt8[np.ndarray, "n T H W 3"], kinds: Sequence[str], seed: int = 0,
+    asked: config.Mask = ASKED,
+) -> dict[str, Sample]:
+    """Returns what is predicted of these clips under each kind of mask, drawn from the seed.
 
     A kind that the run was not trained on is asked for by its first mask token. Raises ConfigError under rule `dense`,
     whose one predictor has no level of its own.
@@ -78,29 +86,34 @@ def sample(
         raise config.ConfigError("learn.rule = 'dense': one predictor speaks for all levels, so no level has a skill; "
                                  "nearest: 'backprop_all'")
     network, model = build(settings.model, settings.target, settings.learn), settings.model
-    how = masks.kinds(asked, model.grid)[kind]
-    token = settings.mask.kinds.index(kind) if kind in settings.mask.kinds else 0
+    hows, own = masks.kinds(asked, model.grid), settings.mask.kinds
+    tokens = {kind: own.index(kind) if kind in own else 0 for kind in kinds}
     measure = hog3d.measured(model, config.Target(kind="hog3d", cells=(1, 2) if model.patch % 2 == 0 else (1,)))
 
     @jax.jit
-    def ask(params: Params, teacher: Encoder, video: Array, index: Array) -> tuple[Array, ...]:
+    def ask(params: Params, teacher: Encoder, video: Array, index: Array) -> tuple[list, Array, Array]:
         patches = network.patches(video)
-        drawn = masks.sample(jax.random.fold_in(jax.random.key(seed), index), how, len(video))
-        return (drawn.target, predictions(network, params, patches, drawn, token),
-                targets(network, teacher, patches), measure(patches))
+        key, found = jax.random.fold_in(jax.random.key(seed), index), []
+        for kind, token in tokens.items():
+            drawn = masks.sample(key, hows[kind], len(video))
+            found.append((drawn.target, predictions(network, params, patches, drawn, token)))
+        return found, targets(network, teacher, patches), measure(patches)
 
     parts, size = [], 32
     for index, first in enumerate(range(0, len(clips), size)):
         video = clips[first : first + size]
         whole = np.concatenate([video, np.repeat(video[-1:], size - len(video), axis=0)])
-        hidden, *rest, energies = ask(predictor.params, predictor.teacher, whole, jnp.asarray(index))
         few = len(video)
-        parts.append((np.asarray(hidden)[:few], *(np.asarray(x)[:, :few] for x in rest), np.asarray(energies)[:few]))
-    hidden, predicted, goals, energies = zip(*parts, strict=True)
+        found, goals, energies = ask(predictor.params, predictor.teacher, whole, jnp.asarray(index))
+        parts.append(([(np.asarray(hidden)[:few], np.asarray(guess)[:, :few]) for hidden, guess in found],
+                      np.asarray(goals)[:, :few], np.asarray(energies)[:few]))
+    each, goals, energies = zip(*parts, strict=True)
     pixels = patch_pixels(clips, model.tubelet, model.patch, model.tubelet * SIDE**2)
     pixels = pixels.reshape(*pixels.shape[:2], model.tubelet, -1).mean(2)
-    return Sample(np.concatenate(hidden), np.concatenate(predicted, 1), np.concatenate(goals, 1),
-                  np.concatenate(energies), pixels)
+    facts = np.concatenate(goals, 1), np.concatenate(energies), pixels
+    hidden, guesses = ([[part[i][j] for part in each] for i in range(len(tokens))] for j in (0, 1))
+    return {kind: Sample(np.concatenate(hidden[i]), np.concatenate(guesses[i], 1), *facts)
+            for i, kind in enumerate(tokens)}
 
 
 # ---------------------------------------------------------------------------------------------------- the report
@@ -198,13 +211,10 @@ def skill(
     """Returns, for each kind of mask (`random`, `blocks`, `future`), `shares` and `readout` of the hidden tokens of
     `test`; whatever is fitted is fitted to `train`. Clips of one time step have no future."""
     grid = predictor.settings.model.grid
-    found = {}
-    for kind, name in NAMES.items():
-        if kind == "future" and grid[0] == 1:
-            continue
-        a, b = sample(predictor, train, kind, seed), sample(predictor, test, kind, seed + 1)
-        found[name] = shares(a, b, grid) | {"readout_r2": readout(a, b, grid)}
-    return found
+    kinds = [kind for kind in NAMES if kind != "future" or grid[0] > 1]
+    a, b = (samples(predictor, clips, kinds, seed + i) for i, clips in enumerate((train, test)))
+    return {NAMES[kind]: shares(a[kind], b[kind], grid) | {"readout_r2": readout(a[kind], b[kind], grid)}
+            for kind in kinds}
 
 
 def read(ckpt: Path, source: Path, ledger: Path, count: int = 1024, seed: int = 0) -> dict[str, Any]:

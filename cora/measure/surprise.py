@@ -40,6 +40,9 @@ class Surprise(NamedTuple):
     """Mean square over channels of target minus prediction."""
     precision: Float[np.ndarray, "L _ h w"]
     """The log precision that the level gave its prediction; 0 where it has none."""
+    spread: Float[np.ndarray, "L _ h w"]
+    """Mean square over channels of target minus its mean at the same place over what is measured beside it: the error
+    of a prediction that knows nothing of the past."""
 
     @property
     def energy(self) -> Float[np.ndarray, "L _ h w"]:
@@ -75,37 +78,45 @@ def surprise(predictor: Predictor, videos: Sequence[Video], context: int = 0) ->
     kind = settings.mask.kinds.index("future") if "future" in settings.mask.kinds else 0
 
     @jax.jit
-    def ask(params: Params, teacher: Encoder, clips: Array) -> tuple[Array, Array]:
+    def ask(params: Params, teacher: Encoder, clips: Array) -> tuple[Array, Array, Array]:
         patches = network.patches(clips)
         seen = Masks(*(jnp.broadcast_to(x, (len(clips), len(x))) for x in (past, last)))
         guess = predictions(network, params, patches, seen, kind)
         goals = targets(network, teacher, patches)[-len(guess) :, :, last]
         error = jnp.mean(jnp.square(goals - guess), axis=-1)
-        return error, precisions(network, params, patches, seen, kind)
+        spread = jnp.mean(jnp.square(goals - jnp.mean(goals, axis=1, keepdims=True)), axis=-1)
+        shape = error.shape  # goals that all levels share have one level
+        return error, precisions(network, params, patches, seen, kind), jnp.broadcast_to(spread, shape)
 
     films = [windows(video, model) for video in videos]
     most = max(map(len, films))
     batches = min(-(-sum(map(len, films)) // WINDOWS), most)
     levels = len(jax.tree.leaves(predictor.params.predictors)[0])
-    found = [np.zeros((2, levels, len(film), h, w), np.float32) for film in films]
+    found = [np.zeros((3, levels, len(film), h, w), np.float32) for film in films]
     for number in range(batches):
         places = [(video, step) for step in range(number, most, batches) for video, film in enumerate(films)
                   if step < len(film)]
         clips = np.stack([films[video][step] for video, step in places])
-        for i, both in enumerate(np.moveaxis(np.stack(ask(predictor.params, predictor.teacher, clips)), 2, 0)):
+        for i, each in enumerate(np.moveaxis(np.stack(ask(predictor.params, predictor.teacher, clips)), 2, 0)):
             video, step = places[i]
-            found[video][:, :, step] = both.reshape(2, levels, h, w)
-    return [Surprise(*both) for both in found]
+            found[video][:, :, step] = each.reshape(3, levels, h, w)
+    return [Surprise(*each) for each in found]
 
 
 # ------------------------------------------------------------------------------------------------------ scores
 
-Score = Literal["energy", "error", "misfit"]
+Score = Literal["energy", "misfit", "error", "motion"]
 
 
 def curve(one: Surprise, of: Score) -> Float[np.ndarray, "L S"]:
     """Returns this score's mean over places at every level and time step."""
-    return {"energy": one.energy, "error": one.error, "misfit": one.misfit}[of].mean((2, 3))
+    return values(one, of).mean((2, 3))
+
+
+def values(one: Surprise, of: Score) -> Float[np.ndarray, "L _ h w"]:
+    """Returns the numbers that a score is the mean of. `motion` is the control: what a prediction errs by that knows
+    nothing of the past, so with targets of change how much moves."""
+    return {"energy": one.energy, "misfit": one.misfit, "error": one.error, "motion": one.spread}[of]
 
 
 def pairs_of(labels: Sequence[int | None], groups: Sequence[str]) -> list[tuple[int, int]]:

@@ -39,10 +39,12 @@ def surprise(material: Material) -> Section | None:
     found = shown.found
     body = paragraph("At every time step the next tokens are predicted from those before them. Energy says how "
                      "improbable they were, misfit how far from the expected the error was, either way, error how "
-                     "large it was.", "lead")
+                     "large it was. Motion is the control: the error of a prediction that knows nothing of the past.",
+                     "lead")
     if "pairs" in found:
         body += paragraph("Of pairs of clips that are equal until something possible or impossible happens, the share "
-                          "in which the impossible one surprises more, level by level. Guessing gives 50%.")
+                          "in which the impossible one surprises more, level by level. Guessing gives 50%; a score "
+                          "that says no more than motion, or than one less motion, tells nothing of what was possible.")
         rows = [[f"{of}, {kind} ({one['pairs']} pairs)", *(f"{x:.0%}" for x in one["accuracy"])]
                 for of, kinds in found["pairs"].items() for kind, one in kinds.items()]
         body += table(["", *(f"level {i}" for i in range(len(rows[0]) - 1))], rows)

@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table as Lines
 
 from cora import config
-from cora.measure.surprise import Score, Surprise
+from cora.measure.surprise import Score, Surprise, values
 from cora.report import figures
 from cora.store.probes import SURPRISE
 from cora.video import codec
@@ -40,11 +40,6 @@ def overlay(
             hot = 0.5 * plain + 0.9 * share * colour
             made.append(np.concatenate([plain, np.clip(hot, 0, 255).astype(np.uint8)], axis=1))
     return np.stack(made)
-
-
-def values(one: Surprise, of: Score) -> Float[np.ndarray, "L S h w"]:
-    """Returns the numbers that a score is the mean of."""
-    return {"energy": one.energy, "error": one.error, "misfit": one.misfit}[of]
 
 
 def strip(clips: dict[str, UInt8[np.ndarray, "n T H W 3"]], seen: int, tubelet: int) -> bytes:
