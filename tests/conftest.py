@@ -1,9 +1,13 @@
 """Strict JAX for every test: annotations checked, ranks and dtypes never promoted silently, two CPU devices.
 
-Networks are so small here that a test is all compiling, so nothing is optimised.
+Networks are so small here that a test is all compiling, so nothing is optimised, and what one worker or program of a
+session has compiled is kept for the others until the session ends.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0",
@@ -11,6 +15,12 @@ FLAGS = ("--xla_force_host_platform_device_count=2", "--xla_backend_optimization
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 
 from jaxtyping import install_import_hook  # noqa: E402
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and programs inherit it from the first process
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cora-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 # The hook must be in place before the first import of cora.
 install_import_hook("cora", "beartype.beartype")
