@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does():
         config.Target(kind="hog3d", blur=-1.0)
     with pytest.raises(config.ConfigError, match=r"only hog3d has both, .* nearest: 'change'"):
         config.Target(of="both")
-    with pytest.raises(config.ConfigError, match=r"has none; nearest: 'local'"):
+    with pytest.raises(config.ConfigError, match=r"asks for others; nearest: 'local'"):
         config.Pretrain(model=MODEL, target=TARGET, learn=config.Learn(rule="dense"))
 
 
