@@ -241,17 +241,12 @@ def forecast(
     from cora.measure import forecast as measured
     from cora.report import expectation
     from cora.store.checkpoint import run_of
-    from cora.store.probes import FORECAST
 
     home = run_of(ckpt)
-    folder = home if out is None else out
     report, drawn = measured.read(ckpt, manifest, home / "bad_files_forecast.csv", seen, level, clips, seed, show)
     console.print(measured.as_table(report))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FORECAST).write_text(json.dumps(report, indent=2))
-    picture = (folder / FORECAST).with_suffix(".png")
-    picture.write_bytes(expectation.strip(drawn, report["seen"], report["frames_a_step"]))
-    console.print(f"{folder / FORECAST}\n{picture}", soft_wrap=True)
+    for file in expectation.write_forecast(home if out is None else out, report, drawn):
+        console.print(str(file), soft_wrap=True)
 
 
 def export(

@@ -13,7 +13,7 @@ from cora.measure import skill as prediction
 from cora.measure.features import trained
 from cora.report import expectation, gather, write
 from cora.store import exchange
-from cora.store.probes import FORECAST, SCORES, SKILL, SURPRISE
+from cora.store.probes import SCORES, SKILL, SURPRISE
 from cora.train import fit
 from cora.video import events, synthetic
 
@@ -32,18 +32,19 @@ PAIRS = 16
 """Of possible and impossible events."""
 
 
-def foresee(out: Path, source: Path, console: Console) -> None:
-    """Writes the forecast of the test clips, and what surprises the run in pairs of events, as the verbs do."""
+def foresee(out: Path, source: Path, console: Console) -> dict[str, Any]:
+    """Writes the forecast of the test clips and what surprises the run in pairs of events, as the verbs do, and returns
+    for the summary what the forecast leaves and how the pairs are told apart."""
     report, drawn = forecast.read(out, source, out / "bad_files_forecast.csv", shown=3)
-    (out / FORECAST).write_text(json.dumps(report, indent=2))
-    (out / FORECAST).with_suffix(".png").write_bytes(
-        expectation.strip(drawn, report["seen"], report["frames_a_step"]))
+    expectation.write_forecast(out, report, drawn)
     console.print(forecast.as_table(report))
     pairs = events.events(out / "events", pairs=PAIRS)
     felt, found = surprise.read(out, pairs, out / "bad_files_surprise.csv")
     settings = prediction.restore(out)[0].settings
     expectation.write(out / Path(SURPRISE).stem, felt, found, settings, "energy", settings.model.levels - 1, show=3)
     console.print(expectation.pairs_table(felt))
+    return {"forecast": {name: report[name] for name in ("seen", "left", "trivial", "skill", "by_horizon")},
+            "surprise": felt["pairs"]}
 
 
 def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
     (out / SKILL).write_text(json.dumps(skill, indent=2))
     console.print(prediction.as_table(skill))
     console.rule("4  forecast and surprise: what does it expect, and what not?")
-    foresee(out, source, console)
+    foreseen = foresee(out, source, console)
     console.rule("5  frozen probes: can the motion be read from the features?")
     methods: tuple[evaluation.Named, ...] = ("linear", "knn")
     reading = evaluation.read(out, source, methods=methods, ledger=out / "bad_files_probe.csv", views=4)
@@ -82,6 +83,7 @@ def demo(out: Path, console: Console, recipe: config.Pretrain = RECIPE) -> dict[
             for method in ("linear", "knn")
         },
         "skill": {name: skill[name] for name in prediction.NAMES.values() if name in skill},
+        **foreseen,
         **gather.summary(out),
     }
     page = write(out, out, gather.gallery(out))

@@ -14,7 +14,7 @@ from rich.table import Table as Lines
 from cora import config
 from cora.measure.surprise import Score, Surprise, values
 from cora.report import figures
-from cora.store.probes import SURPRISE
+from cora.store.probes import FORECAST, SURPRISE
 from cora.video import codec
 from cora.video.clips import whole
 
@@ -47,6 +47,17 @@ def strip(clips: dict[str, UInt8[np.ndarray, "n T H W 3"]], seen: int, tubelet: 
     rows = [(name, np.concatenate(list(clips[name][i, ::tubelet]), axis=1))
             for i in range(len(next(iter(clips.values())))) for name in clips]
     return figures.strips(rows, f"time from left to right, a frame for each time step; the first {seen} were seen")
+
+
+def write_forecast(
+    folder: Path, report: dict[str, Any], clips: dict[str, UInt8[np.ndarray, "n T H W 3"]]
+) -> list[Path]:
+    """Writes forecast.json and forecast.png, and returns the two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / FORECAST, (folder / FORECAST).with_suffix(".png")]
+    files[0].write_text(json.dumps(report, indent=2))
+    files[1].write_bytes(strip(clips, report["seen"], report["frames_a_step"]))
+    return files
 
 
 def write(
