@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws import drawn
+from sklearn.linear_model import Ridge
 
 from cora import config
 from cora.measure import guesses, skill
@@ -75,6 +76,17 @@ def test_neighbours_tell_nothing_of_what_is_hidden():
     other = x.copy()
     np.put_along_axis(other, hidden[..., None], 1e6, axis=1)
     np.testing.assert_array_equal(guesses.neighbours(x, hidden, GRID), guesses.neighbours(other, hidden, GRID))
+
+
+def test_the_errors_by_which_a_penalty_is_chosen_are_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 7)) + 1, rng.normal(size=(300, 3))
+    y += x[:, :3] * 0.3 + 2
+    found = guesses._errors(x[:200], y[:200], x[200:], y[200:])
+    plain = [np.square(Ridge(alpha=a).fit(x[:200], y[:200]).predict(x[200:]) - y[200:]).mean()
+             for a in guesses.PENALTIES]
+    np.testing.assert_allclose(found, plain, rtol=1e-9)
+    assert len(set(np.round(plain, 6))) == len(plain)
 
 
 def sample_of(clips, kind, level_of, seed):
