@@ -209,11 +209,12 @@ def surprise(
     from cora.store.checkpoint import run_of
 
     home = run_of(ckpt)
-    settings = restore(ckpt)[0].settings
+    predictor, step = restore(ckpt)
+    settings = predictor.settings
     highest = settings.model.levels - 1
     require(level is None or 0 <= level <= highest, "level", level, f"must be 0 to {highest}; nearest: {highest}")
     at, folder = highest if level is None else level, home / "surprise" if out is None else out
-    report, found = measured.read(ckpt, source, home / "bad_files_surprise.csv", context)
+    report, found = measured.read(predictor, step, source, home / "bad_files_surprise.csv", context)
     files = expectation.write(folder, report, found, settings, score, at, show)
     console.print(expectation.as_table(report, score, at))
     if "pairs" in report:

@@ -39,8 +39,9 @@ def foresee(out: Path, source: Path, console: Console) -> dict[str, Any]:
     expectation.write_forecast(out, report, drawn)
     console.print(forecast.as_table(report))
     pairs = events.events(out / "events", pairs=PAIRS)
-    felt, found = surprise.read(out, pairs, out / "bad_files_surprise.csv")
-    settings = prediction.restore(out)[0].settings
+    predictor, step = prediction.restore(out)
+    settings = predictor.settings
+    felt, found = surprise.read(predictor, step, pairs, out / "bad_files_surprise.csv")
     expectation.write(out / Path(SURPRISE).stem, felt, found, settings, "energy", settings.model.levels - 1, show=3)
     console.print(expectation.pairs_table(felt))
     return {"forecast": {name: report[name] for name in ("seen", "left", "trivial", "skill", "by_horizon")},

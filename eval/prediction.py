@@ -49,7 +49,7 @@ def probed(run: Path, source: Path, out: Path, views: int) -> Row:
 def felt(run: Path, out: Path, pairs: int, seed: int) -> Row:
     """Returns the accuracy over all kinds of events at every level, by score."""
     source = events.events(out / f"events-{seed}-{pairs}", seed, pairs)
-    report, _ = surprise.read(run, source, out / "bad_files.csv")
+    report, _ = surprise.read(*skill.restore(run), source, out / "bad_files.csv")
     return {of: {kind: one["accuracy"] for kind, one in kinds.items()} for of, kinds in report["pairs"].items()}
 
 

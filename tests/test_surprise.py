@@ -16,7 +16,7 @@ from cora.measure import surprise
 from cora.measure.skill import Predictor
 from cora.nets.hierarchy import build
 from cora.pc import masks, rules, targets
-from cora.pc.prediction import precisions, predictions
+from cora.pc.prediction import foreseen, predictions
 from cora.pc.settled import rule_of
 from cora.types import Masks, Sight
 from cora.video import clips, codec, events, manifest
@@ -118,7 +118,7 @@ def test_levels_that_say_how_sure_they_are_predict_and_learn_what_they_would_wit
         guess = predictions(network, params, sight.patches, seen, kind)
         np.testing.assert_array_equal(guess, predictions(silent, params._replace(predictors=plain), sight.patches,
                                                          seen, kind))
-        s = precisions(network, params, sight.patches, seen, kind)
+        s = foreseen(network, params, sight.patches, seen, kind)[1]
         goal = rules.gather(network.fixed(sight.patches), seen.target)[None]
         error = jnp.mean(jnp.square(goal - guess), axis=-1)
         found += np.asarray(jnp.mean(error + jnp.exp(s) * error - s, axis=(1, 2))) / 4
@@ -169,7 +169,7 @@ def test_surprise_is_the_error_at_the_last_step_given_those_before(kind, context
     goals = {"hog3d": lambda: jnp.stack([network.fixed(patches)] * 2), "ema": lambda: jax.vmap(network.goal)(own),
              "below": lambda: jnp.stack(goals_of(network, teacher, patches))}[kind]()
     error = np.asarray(jnp.mean(jnp.square(goals[:, :, last] - guess), axis=-1)).reshape(2, 10, 4, 4)
-    s = np.asarray(precisions(network, params, patches, seen, 0)).reshape(2, 10, 4, 4)
+    s = np.asarray(foreseen(network, params, patches, seen, 0)[1]).reshape(2, 10, 4, 4)
     np.testing.assert_allclose(np.concatenate([one.error for one in found], 1), error, rtol=2e-4)
     np.testing.assert_allclose(np.concatenate([one.precision for one in found], 1), s, atol=1e-4)
     spread = jnp.mean(jnp.square(goals - goals.mean(1, keepdims=True)), axis=-1)[:, :, last].reshape(2, 10, 4, 4)

@@ -4,7 +4,8 @@ At every time step a level predicts that step's tokens from the steps before it,
 has not so many yet, its first frame is taken to have stood still before it: nothing later is ever looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from cora import config
-from cora.measure.skill import Predictor, restore
+from cora.measure.skill import Predictor
 from cora.nets.hierarchy import build
-from cora.pc.prediction import precisions, predictions, targets
+from cora.pc.prediction import foreseen, targets
 from cora.schema import require
 from cora.types import Encoder, Masks, Params
 from cora.video import manifest
@@ -64,12 +65,10 @@ def windows(video: Video, model: config.Model) -> UInt8[np.ndarray, "S T H W 3"]
     return video[np.maximum(ends[:, None] - model.frames + np.arange(model.frames), 0)]
 
 
-def surprise(predictor: Predictor, videos: Sequence[Video], context: int = 0) -> list[Surprise]:
-    """Returns every video's surprise; `context` time steps are seen before each, as many as there are where it is 0.
-
-    Videos that are to be compared belong into one call: time step by time step they are measured side by side.
-    """
-    settings = predictor.settings
+@cache
+def asker(settings: config.Pretrain, context: int) -> Callable[[Params, Encoder, Array], tuple[Array, Array, Array]]:
+    """Returns the compiled function of (parameters, teacher, windows) that gives error, log precision and spread at
+    every level and place of each window's last time step, seen from `context` time steps before it (0: all)."""
     network, model = build(settings.model, settings.target, settings.learn), settings.model
     t, h, w = model.grid
     ids = np.arange(t * h * w).reshape(t, h * w)
@@ -81,13 +80,22 @@ def surprise(predictor: Predictor, videos: Sequence[Video], context: int = 0) ->
     def ask(params: Params, teacher: Encoder, clips: Array) -> tuple[Array, Array, Array]:
         patches = network.patches(clips)
         seen = Masks(*(jnp.broadcast_to(x, (len(clips), len(x))) for x in (past, last)))
-        guess = predictions(network, params, patches, seen, kind)
+        guess, precision = foreseen(network, params, patches, seen, kind)
         goals = targets(network, teacher, patches)[-len(guess) :, :, last]
         error = jnp.mean(jnp.square(goals - guess), axis=-1)
         spread = jnp.mean(jnp.square(goals - jnp.mean(goals, axis=1, keepdims=True)), axis=-1)
-        shape = error.shape  # goals that all levels share have one level
-        return error, precisions(network, params, patches, seen, kind), jnp.broadcast_to(spread, shape)
+        return error, precision, jnp.broadcast_to(spread, error.shape)  # goals that all levels share have one level
 
+    return ask
+
+
+def surprise(predictor: Predictor, videos: Sequence[Video], context: int = 0) -> list[Surprise]:
+    """Returns every video's surprise; `context` time steps are seen before each, as many as there are where it is 0.
+
+    Videos that are to be compared belong into one call: time step by time step they are measured side by side.
+    """
+    model, ask = predictor.settings.model, asker(predictor.settings, context)
+    _, h, w = model.grid
     films = [windows(video, model) for video in videos]
     most = max(map(len, films))
     batches = min(-(-sum(map(len, films)) // WINDOWS), most)
@@ -97,7 +105,8 @@ def surprise(predictor: Predictor, videos: Sequence[Video], context: int = 0) ->
         places = [(video, step) for step in range(number, most, batches) for video, film in enumerate(films)
                   if step < len(film)]
         clips = np.stack([films[video][step] for video, step in places])
-        for i, each in enumerate(np.moveaxis(np.stack(ask(predictor.params, predictor.teacher, clips)), 2, 0)):
+        told = np.stack(ask(predictor.params, predictor.teacher, jnp.asarray(clips)))
+        for i, each in enumerate(np.moveaxis(told, 2, 0)):
             video, step = places[i]
             found[video][:, :, step] = each.reshape(3, levels, h, w)
     return [Surprise(*each) for each in found]
@@ -151,13 +160,14 @@ def _above(a: Float[np.ndarray, "n L"], b: Float[np.ndarray, "n L"]) -> Float[np
     return np.mean((a > b) + 0.5 * (a == b), axis=0)
 
 
-def read(ckpt: Path, source: Path, ledger: Path, context: int = 0) -> tuple[dict[str, Any], list[Surprise]]:
+def read(
+    predictor: Predictor, step: int | None, source: Path, ledger: Path, context: int = 0
+) -> tuple[dict[str, Any], list[Surprise]]:
     """Returns the report on a video or a list of them, for JSON, and the surprise of every video that can be read.
 
-    The report has the step, the paths in their order, by score and level each film's `mean` and `peak` over time steps
-    and its curve, and `pairs` where the list has them (`pairs_of`).
+    The report has the predictor's `step` of training, the paths in their order, by score and level each film's `mean`
+    and `peak` over time steps and its curve, and `pairs` where the list has them (`pairs_of`).
     """
-    predictor, step = restore(ckpt)
     settings, model = predictor.settings, predictor.settings.model
     require(model.grid[0] > 1, "model.frames", model.frames,
             f"a clip of one time step has no past; nearest: {2 * model.tubelet}")

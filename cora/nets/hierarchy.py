@@ -47,14 +47,16 @@ def build(
     def ahead(tree: Tree, z: Array, masks: Masks, kind: int, above: Array | None = None) -> Any:
         return vit.apply(predictor, tree, z, masks.context, masks.target, kind, above)
 
-    def foresee(tree: Tree, z: Array, masks: Masks, kind: int) -> tuple[Float[Array, "B M D"], Float[Array, "B M"]]:
-        guess = ahead(tree, z, masks, kind)
+    def foresee(
+        tree: Tree, z: Array, masks: Masks, kind: int, above: Array | None = None
+    ) -> tuple[Float[Array, "B M D"], Float[Array, "B M"]]:
+        guess = ahead(tree, z, masks, kind, above)
         if learn.precision:
             return guess[..., :-1], targets.log_precision(guess[..., -1])
         return guess, jnp.zeros(guess.shape[:2])
 
     def predict(tree: Tree, z: Array, masks: Masks, kind: int, above: Array | None = None) -> Any:
-        return foresee(tree, z, masks, kind)[0] if learn.precision else ahead(tree, z, masks, kind, above)
+        return foresee(tree, z, masks, kind, above)[0] if learn.precision else ahead(tree, z, masks, kind, above)
 
     def up(tree: tuple[Tree, Tree], z: list[Array], masks: tuple[Masks, ...]) -> list[Array]:
         return [encode(tree[0], x, m.context) for x, m in zip(z, masks, strict=True)]

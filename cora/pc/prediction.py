@@ -20,10 +20,14 @@ def targets(network: Network, teacher: Encoder, patches: Float[Array, "B N P"]) 
     return own if fixed is None else jnp.concatenate([fixed, own[:-1]])
 
 
-def seen_latents(
-    network: Network, params: Params, patches: Float[Array, "B N P"], seen: Masks
-) -> Float[Array, "p B C D"]:
-    """Returns the normed latents of the seen tokens at every level that has a predictor."""
+def foreseen(
+    network: Network, params: Params, patches: Float[Array, "B N P"], seen: Masks, kind: int
+) -> tuple[Float[Array, "p B M D"], Float[Array, "p B M"]]:
+    """Returns what every level that has a predictor predicts of the hidden tokens, lowest level first (all levels, or
+    the highest alone where only that has one), and how sure it is of each: a log precision, 0 where it says nothing.
+
+    A level that hears from above hears what the level above predicts; the highest hears zeros.
+    """
 
     def up(z: Float[Array, "B C D"], tree: Any) -> tuple[Array, Array]:
         z = network.encode(tree, z, seen.context)
@@ -31,41 +35,22 @@ def seen_latents(
 
     first = network.embed(params.encoder.embed, gather(patches, seen.context))
     u = jax.lax.scan(up, first, params.encoder.levels)[1]
-    return u[-jax.tree.leaves(params.predictors)[0].shape[0] :]
+    u = u[-jax.tree.leaves(params.predictors)[0].shape[0] :]
 
+    def down(above: Float[Array, "B M D"], level: tuple) -> tuple[Array, tuple[Array, Array]]:
+        heard = (above,) if "above" in params.predictors else ()
+        guess, sure = network.foresee(level[1], level[0], seen, kind, *heard)
+        return guess, (guess, sure)
 
-def precisions(
-    network: Network, params: Params, patches: Float[Array, "B N P"], seen: Masks, kind: int
-) -> Float[Array, "p B M"]:
-    """Returns how sure every level that has a predictor is of each hidden token: a log precision, 0 of levels that say
-    nothing of it."""
-
-    def say(_: None, level: tuple) -> tuple[None, Array]:
-        return None, network.foresee(level[1], level[0], seen, kind)[1]
-
-    if "precision" not in params.predictors:
-        count = jax.tree.leaves(params.predictors)[0].shape[0]
-        return jnp.zeros((count, *seen.target.shape))
-    return jax.lax.scan(say, None, (seen_latents(network, params, patches, seen), params.predictors))[1]
+    silence = jnp.zeros((*seen.target.shape, u.shape[-1]))
+    return jax.lax.scan(down, silence, (u, params.predictors), reverse=True)[1]
 
 
 def predictions(
     network: Network, params: Params, patches: Float[Array, "B N P"], seen: Masks, kind: int
 ) -> Float[Array, "p B M D"]:
-    """Returns what every level that has a predictor predicts of the hidden tokens, lowest level first: all levels, or
-    the highest alone where only that has one.
-
-    A level that hears from above hears what the level above predicts; the highest hears zeros.
-    """
-    u = seen_latents(network, params, patches, seen)
-
-    def down(above: Float[Array, "B M D"], level: tuple) -> tuple[Array, Array]:
-        heard = (above,) if "above" in params.predictors else ()
-        guess = network.predict(level[1], level[0], seen, kind, *heard)
-        return guess, guess
-
-    silence = jnp.zeros((*seen.target.shape, u.shape[-1]))
-    return jax.lax.scan(down, silence, (u, params.predictors), reverse=True)[1]
+    """Returns the predictions of `foreseen` alone."""
+    return foreseen(network, params, patches, seen, kind)[0]
 
 
 def distances(grid: tuple[int, int, int]) -> Int[Array, "N N"]:
